@@ -1,0 +1,49 @@
+"""Settings of the service, from the environment (`UPRIGHT_…`). docs/settings.md lists them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIN_SECRET_BYTES = 24
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="UPRIGHT_", extra="ignore")
+
+    project: Path = Path()
+    """Directory with flows/, runbooks/, models/ and prefect.yaml."""
+    data_dir: Path = Path(".upright")
+    """Where embedded engines keep their files; unused if both addresses below are given."""
+    database_url: SecretStr | None = None
+    """postgresql://…; without it an embedded PostgreSQL starts."""
+    redis_url: SecretStr | None = None
+    """redis://…; without it an embedded redis-server starts where one is needed."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8400
+    secrets: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list)
+    """Signing secrets of the default tenant (`whsec_…`, at least 24 bytes), separated by commas; any of them is
+    accepted, the first one signs. They stay out of the database."""
+    tenants: dict[str, list[SecretStr]] = Field(default_factory=dict)
+    """More tenants: JSON object of tenant to secrets."""
+    tenant_services: dict[str, list[str]] = Field(default_factory=dict)
+    """JSON object of tenant to the services it may speak for; a tenant not named here may speak for all its own."""
+    max_concurrent_recoveries: Annotated[int, Field(ge=1, le=100)] = 4
+    lease_s: Annotated[float, Field(ge=1, le=300)] = 10
+    """How long a recovery stays with a runner that gives no sign of life."""
+    reconcile_s: Annotated[float, Field(ge=0.1, le=60)] = 1
+    instance_ttl_s: Annotated[float, Field(ge=5, le=600)] = 60
+    smtp_url: SecretStr | None = None
+    """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
+    alert_recipients: list[str] = Field(default_factory=list)
+    """JSON list; used for services that announce no recipients."""
+    work_pool: str = "upright"
+    log_json: bool = False
+
+    @field_validator("secrets", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -1,0 +1,104 @@
+"""A runbook: which errors it answers, which strategies it tries, how it verifies, whom it alerts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from upright.domain.message import Json
+from upright.domain.severity import Severity
+from upright.domain.verdict import Status
+
+Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
+
+
+class Edited(BaseModel):
+    """Base of what people write by hand: an unknown key is a mistake, and is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Step(Edited):
+    strategy: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    parameters: Json = Field(default_factory=dict)
+    """Checked against the strategy's own parameters when the runbook is loaded."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    """How often Prefect repeats the task when Upright fails to act; a verdict is never repeated."""
+    retry_delay_s: Annotated[float, Field(ge=0, le=60)] = 0.2
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
+    ttl_s: Annotated[float, Field(ge=1, le=86_400)] = 900
+    """How long a temporary change holds before it is reverted."""
+
+
+class Verification(Edited):
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
+    anonymous_replay: bool = True
+    """Where nobody waits, a process of the service may request the failed GET itself, without user or session."""
+    probe: bool = True
+
+
+class AlertRules(Edited):
+    on: list[Literal[Status.RECOVERED, Status.NOT_RECOVERED, Status.UNKNOWN]] = Field(
+        default=[Status.RECOVERED, Status.NOT_RECOVERED, Status.UNKNOWN]
+    )
+    escalate_on: list[Literal[Status.RECOVERED, Status.NOT_RECOVERED, Status.UNKNOWN]] = Field(
+        default=[Status.NOT_RECOVERED, Status.UNKNOWN]
+    )
+    escalate_from: Severity = Severity.HIGH
+    """The least severity that is escalated."""
+
+
+class Runbook(Edited):
+    name: Slug
+    description: str = ""
+    matches: list[str] = Field(default_factory=list)
+    """Class names, plain or qualified; the guide's own type first, then its aliases."""
+    order: Literal["scored", "fixed"] = "scored"
+    steps: Annotated[list[Step], Field(min_length=1, max_length=20)]
+    verification: Verification = Verification()
+    alert: AlertRules = AlertRules()
+    cooldown_s: Annotated[float, Field(ge=0, le=86_400)] = 60
+    """After a recovery that did not succeed, errors of the same fingerprint join it for this long."""
+
+    @field_validator("matches")
+    @classmethod
+    def _no_repeats(cls, value: list[str]) -> list[str]:
+        repeated = sorted({name for name in value if value.count(name) > 1})
+        if repeated:
+            raise ValueError(f"listed more than once: {', '.join(repeated)}")
+        return value
+
+    @model_validator(mode="after")
+    def _each_strategy_once(self) -> Runbook:
+        used = [step.strategy for step in self.steps]
+        repeated = sorted({name for name in used if used.count(name) > 1})
+        if repeated:
+            raise ValueError(f"each strategy stands once in a runbook; repeated: {', '.join(repeated)}")
+        return self
+
+
+class SeverityClass(Edited):
+    """One row of the severity tables."""
+
+    http_status: Annotated[int, Field(ge=400, le=599)]
+    types: list[str] = Field(default_factory=list)
+    """Empty for the class that takes all others."""
+    fallback: Runbook
+    """What is done for an error of this severity that no runbook matches."""
+
+
+class SeverityTable(Edited):
+    critical: SeverityClass
+    high: SeverityClass
+    medium: SeverityClass
+    low: SeverityClass
+
+    def row(self, severity: Severity) -> SeverityClass:
+        rows = {
+            Severity.CRITICAL: self.critical,
+            Severity.HIGH: self.high,
+            Severity.MEDIUM: self.medium,
+            Severity.LOW: self.low,
+        }
+        return rows[severity]
