@@ -1,0 +1,46 @@
+"""The strategies that runbooks name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy
+from upright.services.strategies.cache_clear import CacheClear
+from upright.services.strategies.not_available import (
+    CircuitBreak,
+    Fallback,
+    QueuePriority,
+    RequestThrottle,
+    ResourceScale,
+    ServiceRestart,
+)
+from upright.services.strategies.pool_increase import PoolIncrease
+from upright.services.strategies.retry import Retry
+from upright.services.strategies.timeout_increase import TimeoutIncrease
+
+__all__ = ["STRATEGIES", "Fleet", "Parameters", "Plan", "Strategy", "title"]
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {
+        strategy.name: strategy
+        for strategy in (
+            Retry(),
+            TimeoutIncrease(),
+            CacheClear(),
+            PoolIncrease(),
+            ResourceScale(),
+            CircuitBreak(),
+            Fallback(),
+            QueuePriority(),
+            RequestThrottle(),
+            ServiceRestart(),
+        )
+    }
+)
+"""By name, in the guide's order."""
+
+
+def title(strategy: str) -> str:
+    """`pool_increase` as people read it: Pool Increase."""
+    return strategy.replace("_", " ").title()

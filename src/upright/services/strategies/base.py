@@ -1,0 +1,104 @@
+"""What a strategy is: when it applies, and what exactly it would do.
+
+A strategy decides; it never acts itself. Recovery (services/recovery.py) carries its plan out, so that locks, fencing,
+evidence and reverts are written once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from upright.domain.directive import Directive, RetryPolicy
+from upright.domain.event import Event
+from upright.domain.message import Json
+from upright.services.ports import Instance
+
+
+class Parameters(BaseModel):
+    """Base of every strategy's parameters, as they stand in a runbook."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What is known of the service's processes when a strategy is considered."""
+
+    instances: Sequence[Instance] = ()
+    desired: Sequence[Directive] = ()
+    """The directives in force."""
+    waiter_present: bool = False
+
+    def active(self, strategy: str, target: str) -> Directive | None:
+        return next((one for one in self.desired if one.strategy == strategy and one.target == target), None)
+
+    def able(self, command: str) -> list[Instance]:
+        """Processes whose agent can carry out a kind of command, most recently seen first. One that announces no
+        kinds is taken to know them all."""
+        found = [one for one in self.instances if command in as_list(one.capabilities.get("commands"), default=command)]
+        return sorted(found, key=lambda one: one.seen_at, reverse=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: absolute values, decided from measurements."""
+
+    command: Literal["apply", "retry"]
+    target: str = ""
+    values: Json = field(default_factory=dict)
+    before: Json = field(default_factory=dict)
+    """The readings that the values were computed from."""
+    scope: Literal["process", "once"] = "process"
+    retry: RetryPolicy | None = None
+    why: str = ""
+
+
+class Strategy(ABC):
+    name: ClassVar[str]
+    success_rate: ClassVar[float]
+    """Where scoring starts, 0 to 1."""
+    cost_s: ClassVar[float]
+    """Seconds that trying it takes, for scoring."""
+    available: ClassVar[bool] = True
+    parameters: ClassVar[type[Parameters]] = Parameters
+
+    @abstractmethod
+    def precondition(self, event: Event, fleet: Fleet, parameters: Any) -> str | None:
+        """Why it doesn't apply to this error, or None if it does."""
+
+    @abstractmethod
+    def plan(self, event: Event, fleet: Fleet, parameters: Any) -> Plan:
+        """What it would do. Only called where the precondition is met."""
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    """Measurements come from outside: anything that is not an object counts as no reading."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}  # pyright: ignore
+
+
+def as_list(value: object, *, default: str) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [default]  # pyright: ignore
+
+
+def as_number(value: object) -> float | None:
+    """A finite number that is not negative, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < float("inf") else None
+
+
+def reading(event: Event, fleet: Fleet, kind: str, alias: str) -> dict[str, Any]:
+    """Readings of an alias: the failing process's own, else the newest that an agent has sent."""
+    own = as_mapping(as_mapping(event.measurements.get(kind)).get(alias))
+    if own:
+        return own
+    for instance in sorted(fleet.instances, key=lambda one: one.seen_at, reverse=True):
+        found = as_mapping(as_mapping(instance.measurements.get(kind)).get(alias))
+        if found:
+            return found
+    return {}

@@ -1,0 +1,67 @@
+"""timeout_increase: a longer statement timeout for the statements of the service."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from upright.domain.event import Event
+from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy, as_mapping, as_number, reading
+
+
+class TimeoutIncreaseParameters(Parameters):
+    current_timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 5000
+    """Used only where the timeout can't be measured."""
+    new_timeout_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 15_000
+    """Ceiling."""
+    increment_percent: Annotated[float, Field(ge=1, le=1000)] = 200
+
+
+class TimeoutIncrease(Strategy):
+    name = "timeout_increase"
+    success_rate = 0.65
+    cost_s = 4
+    parameters = TimeoutIncreaseParameters
+
+    def precondition(self, event: Event, fleet: Fleet, parameters: TimeoutIncreaseParameters) -> str | None:
+        cancelled = event.measurements.get("query_cancelled")
+        if cancelled != "statement_timeout":
+            return f"no statement was cancelled for its timeout{f' ({cancelled})' if cancelled else ''}"
+        _, now_ms = _in_force(event, fleet, parameters)
+        if not now_ms:
+            return "the database has no statement timeout; the one that struck was set by the application itself"
+        if parameters.new_timeout_ms <= now_ms:
+            return f"the timeout is {now_ms} ms already, and the runbook allows {parameters.new_timeout_ms} ms at most"
+        return None
+
+    def plan(self, event: Event, fleet: Fleet, parameters: TimeoutIncreaseParameters) -> Plan:
+        alias, now_ms = _in_force(event, fleet, parameters)
+        wanted_ms = min(parameters.new_timeout_ms, math.ceil(now_ms * (1 + parameters.increment_percent / 100)))
+        return Plan(
+            command="apply",
+            target=alias,
+            values={"timeout_ms": wanted_ms},
+            before={"timeout_ms": now_ms},
+            why=f"statement timeout of {alias!r} from {now_ms} to {wanted_ms} ms",
+        )
+
+
+def _in_force(event: Event, fleet: Fleet, parameters: TimeoutIncreaseParameters) -> tuple[str, int]:
+    """The alias whose statement was cancelled, and its timeout in ms (0: none) as the failing process had it."""
+    known = as_mapping(event.measurements.get("databases"))
+    for instance in fleet.instances:
+        known = {**as_mapping(instance.measurements.get("databases")), **known}
+    measured = {alias: as_number(reading(event, fleet, "databases", alias).get("statement_timeout_ms")) for alias in known}
+    if not measured:
+        alias, base_ms = "default", float(parameters.current_timeout_ms)
+    else:
+        # The message doesn't name the alias: one that has a timeout, `default` before the others.
+        alias = min(measured, key=lambda one: (not measured[one], one != "default", one))
+        value = measured[alias]
+        base_ms = float(parameters.current_timeout_ms) if value is None else value
+    active = fleet.active(TimeoutIncrease.name, alias)
+    if active is not None and active.version <= event.desired_version:
+        base_ms = max(base_ms, as_number(active.values.get("timeout_ms")) or 0)
+    return alias, int(base_ms)
