@@ -136,9 +136,7 @@ class ErrorStore(Protocol):
         """What a caller (a joiner too) found out about its own operation."""
         ...
 
-    async def errors(
-        self, *, limit: int = 50, service: str | None = None, status: str | None = None
-    ) -> Sequence[Json]:
+    async def errors(self, *, limit: int = 50, service: str | None = None, status: str | None = None) -> Sequence[Json]:
         """For listings, newest first: error_id, service, type, severity, message, occurred_at, status, strategy,
         flow_run_id."""
         ...
@@ -152,9 +150,7 @@ class RecoveryStore(Protocol):
         the same error (a re-run from the Prefect UI). Takes the lease. Raises NotFound."""
         ...
 
-    async def bind(
-        self, recovery_id: UUID, *, flow_run_id: UUID, runner: str, lease_s: float
-    ) -> RecoveryRecord:
+    async def bind(self, recovery_id: UUID, *, flow_run_id: UUID, runner: str, lease_s: float) -> RecoveryRecord:
         """Tie a queued recovery to its flow run, set it RUNNING and take the lease."""
         ...
 

@@ -49,7 +49,9 @@ class PoolIncrease(Strategy):
         if found.share is None:
             return f"the connection limit of {found.alias!r} has not been read, so there is no telling what it can bear"
         if parameters.new_size <= found.max_size:
-            return f"the pool's maximum is {found.max_size} already, and the runbook allows {parameters.new_size} at most"
+            return (
+                f"the pool's maximum is {found.max_size} already, and the runbook allows {parameters.new_size} at most"
+            )
         if found.target(parameters) <= found.max_size:
             return f"no connections left on the server: {found.share} for each process, {found.max_size} in use"
         return None

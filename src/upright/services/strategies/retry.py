@@ -29,7 +29,9 @@ class Retry(Strategy):
         waiter_can = fleet.waiter_present and event.waiter is not None and "retry" in (event.waiter.can or ["retry"])
         request = event.request
         if request is None:
-            return None if waiter_can else "no request to repeat, and no caller waits that could repeat its own operation"
+            return (
+                None if waiter_can else "no request to repeat, and no caller waits that could repeat its own operation"
+            )
         if request.method not in ("GET", "HEAD") or not request.replayable:
             return f"this {request.method} request must not be repeated"
         if waiter_can:

@@ -53,7 +53,9 @@ def _in_force(event: Event, fleet: Fleet, parameters: TimeoutIncreaseParameters)
     known = as_mapping(event.measurements.get("databases"))
     for instance in fleet.instances:
         known = {**as_mapping(instance.measurements.get("databases")), **known}
-    measured = {alias: as_number(reading(event, fleet, "databases", alias).get("statement_timeout_ms")) for alias in known}
+    measured = {
+        alias: as_number(reading(event, fleet, "databases", alias).get("statement_timeout_ms")) for alias in known
+    }
     if not measured:
         alias, base_ms = "default", float(parameters.current_timeout_ms)
     else:

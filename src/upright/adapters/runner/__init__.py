@@ -1,0 +1,1 @@
+"""The runner: flow runs of Prefect, executed in this warm process."""

@@ -1,0 +1,270 @@
+"""Acting: carry a strategy's plan out, in the process that failed or in another of its service.
+
+Two ways lead to the application. A caller that waits applies and replays its own operation: first-hand evidence. Where
+nobody waits, one agent does it, and is asked for a reading before and after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from upright.domain.directive import Acknowledgement, Command, CommandResult, Directive
+from upright.domain.event import Event
+from upright.domain.runbook import Runbook, Step
+from upright.domain.verdict import Evidence, Verdict
+from upright.errors import Unavailable
+from upright.services.dependencies import Dependencies
+from upright.services.ports import ActionRecord, Instance, RecoveryRecord
+from upright.services.scoring import Choice
+from upright.services.strategies import STRATEGIES, Fleet, Plan
+
+NOBODY = "no process of the service is connected"
+LOCK_POLL_S = 0.05
+LOCK_PATIENCE_S = 3.0
+"""How long to wait for another recovery that acts on the same target."""
+_NOT_DONE = {"refused": Verdict.REFUSED, "unsupported": Verdict.SKIPPED, "failed": Verdict.FAILED}
+
+
+@dataclass(frozen=True)
+class Acted:
+    """A strategy that was considered: carried out and to be verified, or settled with a verdict already."""
+
+    choice: Choice
+    position: int
+    plan: Plan | None = None
+    settled: Verdict | None = None
+    reason: str = ""
+    directive: Directive | None = None
+    own: bool = True
+    """False where the directive is another recovery's, which then decides about its end."""
+    previous: Directive | None = None
+    """What ours replaced; it comes back if ours is withdrawn."""
+    acknowledgement: Acknowledgement | None = None
+    evidence: Evidence | None = None
+    baseline: Evidence | None = None
+    agent: Instance | None = None
+    """Who is to be asked for evidence; None where the waiting caller gave it."""
+    duration_ms: float = 0.0
+
+    def record(self, recovery: RecoveryRecord, verdict: Verdict, reason: str = "") -> ActionRecord:
+        plan, acknowledgement = self.plan, self.acknowledgement
+        return ActionRecord(
+            recovery_id=recovery.id,
+            position=self.position,
+            strategy=self.choice.strategy,
+            verdict=verdict,
+            reason=reason or self.reason,
+            values=plan.values if plan else {},
+            before={**(plan.before if plan else {}), **(acknowledgement.before if acknowledgement else {})},
+            after=acknowledgement.after if acknowledgement else {},
+            evidence=self.evidence,
+            score=self.choice.score,
+            cost_s=self.choice.cost_s,
+            duration_ms=round(self.duration_ms, 1),
+            directive_version=self.directive.version if self.directive else None,
+        )
+
+
+async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord) -> Fleet:
+    store = dependencies.store
+    instances, (_, desired), waits = await asyncio.gather(
+        store.live_instances(recovery.tenant, recovery.service),
+        store.desired(recovery.tenant, recovery.service),
+        dependencies.dispatch.waiter_present(recovery.error_id),
+    )
+    return Fleet(instances, desired, waits)
+
+
+def error_types(event: Event) -> list[str]:
+    return [name for chain in event.error.classes for name in chain] or [event.error.type]
+
+
+class Actor:
+    """Acts for one recovery."""
+
+    def __init__(self, dependencies: Dependencies, recovery: RecoveryRecord, event: Event, runbook: Runbook) -> None:
+        self._store, self._dispatch = dependencies.store, dependencies.dispatch
+        self._recovery, self._event, self._runbook = recovery, event, runbook
+        self.in_force: Acted | None = None
+        """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
+
+    async def act(self, choice: Choice, position: int, fleet: Fleet) -> Acted:
+        """Raises Unavailable where trying again may help."""
+        began = time.monotonic()
+        strategy = STRATEGIES[choice.strategy]
+        unmet = strategy.precondition(self._event, fleet, choice.parameters)
+        if unmet is not None:
+            return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)
+        plan = strategy.plan(self._event, fleet, choice.parameters)
+        acted = Acted(choice, position, plan)
+        acted = await (self._retry(acted, fleet) if plan.command == "retry" else self._apply(acted, fleet))
+        acted = replace(acted, duration_ms=(time.monotonic() - began) * 1000)
+        self.in_force = acted if acted.directive is not None else None
+        return acted
+
+    async def withdraw(self, acted: Acted) -> None:
+        """Take a change back in every process; put back what it had replaced."""
+        self.in_force = None
+        if acted.directive is None or not acted.own or acted.directive.scope == "once":
+            return
+        if acted.previous is not None:
+            await self._put(acted.previous.strategy, acted.previous.target, acted.previous, acted.previous.ttl_s)
+        else:
+            await self._store.withdraw_directive(acted.directive.id)
+
+    async def witness(self, agent: Instance) -> Evidence | None:
+        """What another process of the service sees of the failed operation now."""
+        rules, request = self._runbook.verification, self._event.request
+        replayable = request is not None and request.replayable and request.path_intact
+        kind = "replay" if rules.anonymous_replay and replayable and "replay" in _commands(agent) else "probe"
+        if kind == "probe" and (not rules.probe or "probe" not in _commands(agent)):
+            return None
+        command = Command(
+            id=uuid4(),
+            kind=kind,
+            deadline_ms=round(rules.timeout_s * 1000),
+            request=request if kind == "replay" else None,
+            error_types=error_types(self._event),
+        )
+        result = await self._to_agent(command, agent)
+        return result.evidence if result is not None and result.status == "done" else None
+
+    async def _retry(self, acted: Acted, fleet: Fleet) -> Acted:
+        assert acted.plan is not None  # noqa: S101 (act() has made it)
+        command = Command(
+            id=uuid4(),
+            kind="retry",
+            deadline_ms=_deadline_ms(acted.choice.step),
+            retry=acted.plan.retry,
+            request=self._event.request,
+            error_types=error_types(self._event),
+        )
+        result = await self._dispatch.to_waiter(self._recovery.error_id, command) if fleet.waiter_present else None
+        if result is None or result.status == "too_late":
+            request = self._event.request
+            agents = fleet.able("retry") if request is not None and request.path_intact and request.replayable else []
+            if not agents:
+                why = "the caller's time ran out" if fleet.waiter_present else NOBODY
+                return replace(acted, settled=Verdict.SKIPPED, reason=why)
+            result = await self._to_agent(command.model_copy(update={"id": uuid4()}), agents[0])
+            if result is None:
+                raise Unavailable(f"{agents[0].id} did not answer in time")
+        return _with_result(acted, result)
+
+    async def _apply(self, acted: Acted, fleet: Fleet) -> Acted:
+        agents = fleet.able("apply")
+        agents.sort(key=lambda one: one.id != self._event.instance)
+        agent = None if fleet.waiter_present else next(iter(agents), None)
+        if not fleet.waiter_present and agent is None:
+            return replace(acted, settled=Verdict.SKIPPED, reason=NOBODY)
+        if agent is not None:
+            baseline = await self.witness(agent)
+            if baseline is not None and baseline.outcome == "passed":
+                reason = f"not carried out: a {baseline.kind} worked before it, so that success could not be shown"
+                return replace(acted, settled=Verdict.UNKNOWN, reason=reason, baseline=baseline)
+            acted = replace(acted, agent=agent, baseline=baseline)
+        claimed = await self._claim(acted)
+        if claimed.settled is not None:
+            return claimed
+        self.in_force = claimed
+        result = None
+        if fleet.waiter_present:
+            result = await self._dispatch.to_waiter(self._recovery.error_id, self._command(claimed, verify=True))
+        if result is None or result.status == "too_late":
+            # The caller has gone: the change is made all the same, but what it does can't be shown any more.
+            agent = agent or next(iter(agents), None)
+            if agent is None:
+                await self.withdraw(claimed)
+                return replace(claimed, settled=Verdict.SKIPPED, reason="the caller's time ran out")
+            claimed = replace(claimed, agent=agent)
+            result = await self._to_agent(self._command(claimed, verify=False), agent)
+            if result is None:
+                raise Unavailable(f"{agent.id} did not answer in time")
+        done = _with_result(claimed, result)
+        if done.settled is not None:
+            await self.withdraw(done)
+        return done
+
+    def _command(self, acted: Acted, *, verify: bool) -> Command:
+        assert acted.directive is not None  # noqa: S101 (_claim() has set it)
+        return Command(
+            id=uuid4(),
+            kind="apply",
+            deadline_ms=_deadline_ms(acted.choice.step),
+            directives=[acted.directive],
+            verify=verify,
+            error_types=error_types(self._event),
+        )
+
+    async def _claim(self, acted: Acted) -> Acted:
+        """The directive to apply: ours, or one that another recovery has put in force since the error began."""
+        plan, recovery = acted.plan, self._recovery
+        assert plan is not None  # noqa: S101 (act() has made it)
+        step = acted.choice.step
+        ttl_s = step.timeout_s + self._runbook.verification.timeout_s + 5
+        patience = time.monotonic() + min(LOCK_PATIENCE_S, step.timeout_s / 2)
+        while not (
+            locked := await self._store.lock_actuator(
+                recovery.tenant, recovery.service, step.strategy, plan.target, recovery_id=recovery.id, ttl_s=ttl_s
+            )
+        ):
+            if time.monotonic() >= patience:
+                break
+            await asyncio.sleep(LOCK_POLL_S)
+        _, desired = await self._store.desired(recovery.tenant, recovery.service)
+        active = Fleet(desired=desired).active(step.strategy, plan.target)
+        # A taken-over recovery finds its predecessor's own directive, and goes on with it as its own.
+        inherited = active is not None and recovery.epoch > 1 and active.values == plan.values
+        if (
+            plan.scope == "process"
+            and active is not None
+            and active.version > self._event.desired_version
+            and not inherited
+        ):
+            reason = "already in force, for another error"
+            return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)
+        if not locked:
+            return replace(acted, settled=Verdict.SKIPPED, reason="another recovery is acting on it")
+        directive = await self._put(step.strategy, plan.target, plan, step.ttl_s)
+        return replace(acted, directive=directive, previous=None if inherited else active)
+
+    async def _put(self, strategy: str, target: str, what: Plan | Directive, ttl_s: float) -> Directive:
+        return await self._store.put_directive(
+            self._recovery.tenant,
+            self._recovery.service,
+            strategy,
+            target,
+            values=what.values,
+            ttl_s=ttl_s,
+            recovery_id=self._recovery.id,
+            epoch=self._recovery.epoch,
+            scope=what.scope,
+        )
+
+    async def _to_agent(self, command: Command, agent: Instance) -> CommandResult | None:
+        return await self._dispatch.to_agent(self._recovery.tenant, self._recovery.service, command, agent.id)
+
+
+def _with_result(acted: Acted, result: CommandResult) -> Acted:
+    wanted = acted.directive.id if acted.directive is not None else None
+    acknowledgement = next((one for one in result.acknowledgements if one.directive_id == wanted), None)
+    acted = replace(acted, acknowledgement=acknowledgement, evidence=result.evidence)
+    status, reason = result.status, result.reason
+    if acknowledgement is not None and acknowledgement.status in _NOT_DONE:
+        status, reason = acknowledgement.status, acknowledgement.reason or reason
+    if status in _NOT_DONE:
+        return replace(acted, settled=_NOT_DONE[status], reason=reason or f"the application answered {status!r}")
+    return acted
+
+
+def _deadline_ms(step: Step) -> int:
+    """A little less than the task has, so that a late answer still finds it."""
+    return round(step.timeout_s * 900)
+
+
+def _commands(agent: Instance) -> list[str]:
+    announced = agent.capabilities.get("commands")
+    return [str(one) for one in announced] if isinstance(announced, list) else ["apply", "replay", "retry", "probe"]  # pyright: ignore

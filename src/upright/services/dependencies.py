@@ -1,0 +1,27 @@
+"""What a recovery works with. `upright.bootstrap` wires it; tests bring their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from upright.config import Settings
+from upright.services.book import Book
+from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, RecoveryStore
+
+
+class Store(ErrorStore, RecoveryStore, FleetStore, Protocol):
+    """One database stands behind all three."""
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    store: Store
+    dispatch: Dispatch
+    book: Book
+    settings: Settings
+    runner: str
+    """Name under which this process takes leases; unique for each process."""
+    mailer: Mailer | None = None
+    """The service's own way to send e-mail; None where UPRIGHT_SMTP_URL is not set."""
+    bus: Any = None

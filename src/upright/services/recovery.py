@@ -1,0 +1,225 @@
+"""Recovery: one run of a runbook for one error. What the flow's tasks do.
+
+The store remembers each finished action: a run that is taken up again returns what is recorded and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from upright.domain.event import Event
+from upright.domain.message import Json
+from upright.domain.runbook import Runbook
+from upright.domain.verdict import Status, Verdict, judge
+from upright.errors import NotFound
+from upright.services import reporting
+from upright.services.acting import Acted, Actor, fleet_of
+from upright.services.dependencies import Dependencies
+from upright.services.ports import ActionRecord, RecoveryRecord
+from upright.services.scoring import Choice, Ranking, rank
+from upright.services.strategies import Fleet
+
+CONVERGENCE_POLL_S = 0.1
+
+
+class Recovery:
+    """Made by `begin`; holds what one run knows."""
+
+    def __init__(self, dependencies: Dependencies, record: RecoveryRecord, event: Event, runbook: Runbook) -> None:
+        self.dependencies = dependencies
+        self.record = record
+        self.event = event
+        self.runbook = runbook
+        self.ranking: Ranking | None = None
+        self.converged: dict[str, str] = {}
+        """Strategy to how many processes hold its change, as `1 of 2 processes`."""
+        self._store = dependencies.store
+        self._actor = Actor(dependencies, record, event, runbook)
+        self._fleet: Fleet | None = None
+        self._actions = {action.strategy: action for action in record.actions}
+        self._positions: dict[str, int] = {}
+        self._verified: list[Acted] = []
+
+    @classmethod
+    async def begin(
+        cls, dependencies: Dependencies, error_id: str, *, runbook: str, flow_run_id: UUID, attempt: int
+    ) -> Recovery:
+        """The recovery that a flow run carries out. Raises NotFound."""
+        try:
+            error = UUID(error_id)
+        except ValueError:
+            raise NotFound(f"{error_id!r} is not the id of an error") from None
+        record = await dependencies.store.begin_run(
+            error,
+            flow_run_id=flow_run_id,
+            attempt=attempt,
+            runner=dependencies.runner,
+            lease_s=dependencies.settings.lease_s,
+            runbook=runbook,
+        )
+        event = await dependencies.store.event_of(record.error_id, record.tenant)
+        return cls(dependencies, record, event, dependencies.book.runbook(runbook))
+
+    @property
+    def actions(self) -> Sequence[ActionRecord]:
+        """Those that are finished, in the order in which they were considered."""
+        return sorted(self._actions.values(), key=lambda action: action.position)
+
+    @contextlib.asynccontextmanager
+    async def leased(self) -> AsyncIterator[None]:
+        """Keep the lease while the block runs. A database that is away for a moment is no reason to stop: what an
+        overtaken run still writes is refused by its epoch."""
+        settings = self.dependencies.settings
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(settings.lease_s / 3)
+                with contextlib.suppress(Exception):
+                    await self._store.renew(self.dependencies.runner, [self.record.id], settings.lease_s)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await renewing
+
+    def finished(self, strategy: str) -> ActionRecord | None:
+        """The record of a strategy, once it has a verdict."""
+        return self._actions.get(strategy)
+
+    async def score(self) -> Ranking:
+        """Order the steps. What does not apply is recorded as skipped, with its reason."""
+        self._fleet = await fleet_of(self.dependencies, self.record)
+        left = [step for step in self.runbook.steps if step.strategy not in self._actions]
+        priors = self.dependencies.book.priors
+        if left:
+            ranking = rank(self.runbook.model_copy(update={"steps": left}), self.event, self._fleet, priors)
+        else:
+            ranking = Ranking([], [], self.runbook.order)
+        self.ranking = ranking
+        first = 1 + max((action.position for action in self._actions.values()), default=-1)
+        self._positions = {one.strategy: first + index for index, one in enumerate([*ranking.tried, *ranking.skipped])}
+        await asyncio.gather(
+            *(self._settle(self._considered(one), Verdict.SKIPPED, one.unmet or "") for one in ranking.skipped)
+        )
+        return ranking
+
+    async def act(self, choice: Choice) -> Acted:
+        """Carry a strategy out. Settled outcomes are recorded at once; else verify() is to follow. Raises Unavailable
+        where trying again may help."""
+        if self._fleet is None or any(one.strategy != choice.strategy for one in self._verified):
+            self._fleet = await fleet_of(self.dependencies, self.record)
+        acted = await self._actor.act(choice, self._positions[choice.strategy], self._fleet)
+        if acted.settled is not None:
+            await self._settle(acted, acted.settled, acted.reason)
+        return acted
+
+    async def verify(self, acted: Acted) -> ActionRecord:
+        """The verdict on an action, by evidence. What did not help is taken back in every process."""
+        began = time.monotonic()
+        if acted.evidence is None and acted.agent is not None:
+            acted = replace(acted, evidence=await self._actor.witness(acted.agent))
+        verdict = judge(acted.evidence, acted.baseline)
+        acted = replace(acted, duration_ms=acted.duration_ms + (time.monotonic() - began) * 1000)
+        if verdict is Verdict.RECOVERED:
+            self._actor.in_force = None
+        else:
+            await self._actor.withdraw(acted)
+        self._verified.append(acted)
+        return await self._settle(acted, verdict, reporting.verdict_reason(acted, verdict))
+
+    async def give_up(self, choice: Choice, why: str) -> ActionRecord:
+        """An action that could not be carried out, or whose verification failed on our side."""
+        held = self._actor.in_force
+        if held is not None:
+            await self._actor.withdraw(held)
+        acted = held if held is not None and held.choice.strategy == choice.strategy else self._considered(choice)
+        return await self._settle(acted, Verdict.FAILED, why)
+
+    async def conclude(self) -> RecoveryRecord:
+        """End the recovery by what its actions have shown, and release everyone who waits for it."""
+        status = outcome(self.actions)
+        return await self._end(status, reporting.message(status, self.actions))
+
+    async def cancel(self, why: str = "Cancelled") -> RecoveryRecord:
+        """Stop here: what is not verified is taken back."""
+        held = self._actor.in_force
+        if held is not None:
+            await self._actor.withdraw(held)
+        return await self._end(Status.CANCELLED, why)
+
+    async def abandon(self, why: str) -> None:
+        """End it after an error of our own: nothing is known, and what was changed is taken back as far as we can."""
+        held = self._actor.in_force
+        if held is not None:
+            with contextlib.suppress(Exception):
+                await self._actor.withdraw(held)
+        with contextlib.suppress(Exception):
+            await self._end(Status.UNKNOWN, why)
+
+    async def converge(self, patience_s: float = 2.0) -> None:
+        """Wait a little for the other processes of the service to hold what was verified, and note how many do."""
+        directives = [
+            (one.choice.strategy, one.directive)
+            for one in self._verified
+            if one.directive is not None
+            and one.directive.scope == "process"
+            and self._actions[one.choice.strategy].verdict is Verdict.RECOVERED
+        ]
+        until = time.monotonic() + patience_s
+        for strategy, directive in directives:
+            while True:
+                acknowledged, instances = await asyncio.gather(
+                    self._store.acknowledgements(directive.id),
+                    self._store.live_instances(self.record.tenant, self.record.service),
+                )
+                live = {one.id for one in instances}
+                applied = {instance for instance, one in acknowledged if one.status == "applied"}
+                self.converged[strategy] = f"{len(applied)} of {len(live | applied)} processes"
+                if live <= applied or time.monotonic() >= until:
+                    break
+                await asyncio.sleep(CONVERGENCE_POLL_S)
+
+    def explanation(self) -> Json:
+        found: Json = dict(self.ranking.explanation()) if self.ranking is not None else {}
+        return {**found, "runbook": self.runbook.name}
+
+    def report(self) -> str:
+        """Markdown for the run's artifact."""
+        return reporting.markdown(self)
+
+    def _considered(self, choice: Choice) -> Acted:
+        return Acted(choice, self._positions[choice.strategy])
+
+    async def _settle(self, acted: Acted, verdict: Verdict, reason: str) -> ActionRecord:
+        action = acted.record(self.record, verdict, reason)
+        await self._store.record_action(action, epoch=self.record.epoch)
+        self._actions[action.strategy] = action
+        if acted.plan is not None:
+            await self._store.unlock_actuators(self.record.id)
+        return action
+
+    async def _end(self, status: Status, message: str) -> RecoveryRecord:
+        concluded = await self._store.conclude(
+            self.record.id, epoch=self.record.epoch, status=status, message=message, explanation=self.explanation()
+        )
+        await self._store.unlock_actuators(self.record.id)
+        self.record = concluded
+        return concluded
+
+
+def outcome(actions: Sequence[ActionRecord]) -> Status:
+    """What the actions have shown, taken together. Nothing done is no recovery; done without evidence is unknown."""
+    verdicts = {action.verdict for action in actions}
+    if Verdict.RECOVERED in verdicts:
+        return Status.RECOVERED
+    if Verdict.UNKNOWN in verdicts and Verdict.NOT_RECOVERED not in verdicts:
+        return Status.UNKNOWN
+    return Status.NOT_RECOVERED

@@ -1,0 +1,187 @@
+"""What is said about a recovery: the answer's message, the run's artifact, the alert's text.
+
+Nothing here claims more than the evidence: `unknown` is told as not verified.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from upright.domain.message import Json
+from upright.domain.verdict import Evidence, Status, Verdict
+from upright.services.ports import ActionRecord
+from upright.services.scoring import Choice, reason
+from upright.services.strategies import title
+
+if TYPE_CHECKING:
+    from upright.services.acting import Acted
+    from upright.services.recovery import Recovery
+
+_IDLE = (Verdict.SKIPPED, Verdict.REFUSED, Verdict.FAILED)
+
+VERDICTS = {
+    Verdict.RECOVERED: "recovered",
+    Verdict.NOT_RECOVERED: "not recovered",
+    Verdict.UNKNOWN: "not verified",
+    Verdict.SKIPPED: "skipped",
+    Verdict.REFUSED: "refused",
+    Verdict.FAILED: "failed to act",
+}
+
+STATUSES = {
+    Status.RECOVERED: "Recovered",
+    Status.NOT_RECOVERED: "Not recovered",
+    Status.UNKNOWN: "Not verified",
+    Status.CANCELLED: "Cancelled",
+    Status.RUNNING: "Running",
+    Status.QUEUED: "Queued",
+}
+
+
+def message(status: Status, actions: Sequence[ActionRecord]) -> str:
+    if status is Status.RECOVERED:
+        winner = next(action for action in actions if action.verdict is Verdict.RECOVERED)
+        return f"Recovery successful: {title(winner.strategy)}"
+    tried = [title(action.strategy) for action in actions if action.verdict not in _IDLE]
+    if status is Status.UNKNOWN:
+        return f"Recovery not verified: {', '.join(tried)}"
+    if tried:
+        return f"Recovery failed: {', '.join(tried)}"
+    return "Recovery failed: no strategy could be carried out"
+
+
+def verdict_reason(acted: Acted, verdict: Verdict) -> str:
+    """Why this verdict, in a sentence."""
+    seen = _described(acted.evidence)
+    parts = [acted.reason] if acted.reason else []
+    if verdict is Verdict.UNKNOWN and acted.evidence is not None and acted.evidence.outcome != "inconclusive":
+        seen = f"{seen}, but it had not been seen to fail before" if acted.evidence.outcome == "passed" else seen
+    parts.append(seen)
+    if (
+        verdict is not Verdict.RECOVERED
+        and acted.directive is not None
+        and acted.own
+        and acted.directive.scope == "process"
+    ):
+        parts.append("the change was withdrawn")
+    return "; ".join(parts)
+
+
+def _described(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return "no evidence could be had"
+    how = evidence.kind.replace("_", " ")
+    times = f" of {evidence.attempts} attempts" if evidence.attempts > 1 else ""
+    status = f" with status {evidence.status_code}" if evidence.status_code is not None else ""
+    detail = f" ({evidence.detail})" if evidence.detail else ""
+    return f"{how}{times} {evidence.outcome}{status}{detail}"
+
+
+def markdown(recovery: Recovery) -> str:
+    event, record = recovery.event, recovery.record
+    where = f" in `{event.request.method} {event.request.route}`" if event.request else ""
+    lines = [
+        f"# {STATUSES[record.status]}",
+        "",
+        f"**{_cell(record.message)}**",
+        "",
+        f"`{event.error.type}`{where} of service `{record.service}`, severity {record.severity.value}.",
+        "",
+        f"> {_cell(event.error.message) or 'no message'}",
+        "",
+        f"Error `{record.error_id}`, recovery `{record.id}`, runbook `{recovery.runbook.name}`.",
+        "",
+        "## Why this order",
+        "",
+        *_order(recovery),
+        "",
+        "## What was done",
+        "",
+        "| strategy | verdict | before | after | why | ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for action in recovery.actions:
+        spread = recovery.converged.get(action.strategy)
+        why = f"{action.reason}; in force in {spread}" if spread else action.reason
+        after = action.after or (action.values if action.verdict not in _IDLE else {})
+        cells = [
+            f"`{action.strategy}`",
+            f"**{VERDICTS[action.verdict]}**",
+            _json(action.before),
+            _json(after),
+            _cell(why),
+            f"{action.duration_ms:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if not recovery.actions:
+        lines.append("| – | nothing was done | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _order(recovery: Recovery) -> list[str]:
+    ranking = recovery.ranking
+    if ranking is None:
+        return ["It ended before it was scored."]
+    if not ranking.tried:
+        return ["No strategy applies."]
+    how = "as the runbook fixes it" if ranking.order == "fixed" else "by expected success per cost"
+    return [
+        f"Tried {how}, until one recovers:",
+        "",
+        *(_ranked(index, one) for index, one in enumerate(ranking.tried, 1)),
+    ]
+
+
+def _ranked(index: int, choice: Choice) -> str:
+    return f"{index}. `{choice.strategy}`: {reason(choice)}"
+
+
+def _json(value: Json) -> str:
+    return f"`{_cell(json.dumps(value, default=str))}`" if value else ""
+
+
+def _cell(text: str) -> str:
+    """Safe inside a table, a quotation or a line of emphasis."""
+    return " ".join(text.replace("|", "\\|").replace("`", "'").split())
+
+
+def subject(recovery: Recovery, kind: str) -> str:
+    record = recovery.record
+    what = f"{recovery.event.error.type} in {record.service}"
+    prefix = "Escalation: " if kind == "escalation" else ""
+    return f"[{record.severity.value}] {prefix}{STATUSES[record.status]}: {what}"
+
+
+def alert_text(recovery: Recovery, links: Sequence[str]) -> str:
+    event, record = recovery.event, recovery.record
+    lines = [
+        f"{STATUSES[record.status]}. {record.message}.",
+        "",
+        "What failed",
+        f"  {event.error.type}: {event.error.message}",
+    ]
+    if event.request:
+        lines.append(f"  {event.request.method} {event.request.route} ({event.request.view or 'unknown view'})")
+    lines += [
+        f"  service {record.service}, environment {event.environment}, severity {record.severity.value}",
+        f"  at {event.occurred_at.isoformat(timespec='seconds')}, error {record.error_id}",
+        "",
+        f"What was done (runbook {recovery.runbook.name})",
+    ]
+    for action in recovery.actions:
+        lines.append(f"  {title(action.strategy)}: {VERDICTS[action.verdict]}. {action.reason}")
+        if action.before or action.after:
+            lines.append(
+                f"    before {json.dumps(action.before, default=str)}, after {json.dumps(action.after, default=str)}"
+            )
+        if action.strategy in recovery.converged:
+            lines.append(f"    in force in {recovery.converged[action.strategy]}")
+    if not recovery.actions:
+        lines.append("  nothing")
+    if record.status is Status.UNKNOWN:
+        lines += ["", "Nobody has seen the failed operation work again: treat it as broken until you have looked."]
+    if links:
+        lines += ["", "More", *(f"  {link}" for link in links)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What tests of runbooks, strategies and applications need: in-memory ports and a scripted application."""

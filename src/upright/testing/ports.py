@@ -1,0 +1,316 @@
+"""The ports in memory, for tests of services and runbooks. They keep to the contracts of upright.services.ports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID, uuid4
+
+from upright.domain.directive import Acknowledgement, Command, CommandResult, Directive, Outcome, SyncRequest
+from upright.domain.event import Event
+from upright.domain.message import Json
+from upright.domain.severity import Severity
+from upright.domain.verdict import Status
+from upright.errors import NotFound, StaleEpoch, Unavailable
+from upright.services.ports import Acceptance, ActionRecord, AlertRecord, Instance, RecoveryRecord
+
+Answerer = Callable[[Command], Awaitable[CommandResult | None]]
+
+
+@dataclass
+class _Lease:
+    runner: str
+    until: float
+
+
+class InMemoryStore:
+    """Errors, recoveries and the fleet. One event loop; nothing outlives the object."""
+
+    def __init__(self) -> None:
+        self.events: dict[UUID, Event] = {}
+        self.tenants: dict[UUID, str] = {}
+        self.deliveries: dict[tuple[str, str], UUID] = {}
+        self.records: dict[UUID, RecoveryRecord] = {}
+        self.explanations: dict[UUID, Json] = {}
+        self.answers: dict[UUID, UUID] = {}
+        """Error to the recovery that answers it."""
+        self.own_results: dict[UUID, bool] = {}
+        self.sent: list[AlertRecord] = []
+        self.locks: dict[tuple[str, str, str, str], tuple[UUID, float]] = {}
+        self.directives: dict[tuple[str, str], dict[tuple[str, str], Directive]] = {}
+        self.versions: dict[tuple[str, str], int] = {}
+        self.instances: dict[tuple[str, str], dict[str, Instance]] = {}
+        self.acks: dict[UUID, dict[str, Acknowledgement]] = {}
+        self._leases: dict[UUID, _Lease] = {}
+
+    # Errors
+
+    async def accept(
+        self,
+        tenant: str,
+        delivery_id: str,
+        event: Event,
+        *,
+        fingerprint: str,
+        runbook: str,
+        severity: Severity,
+        cooldown_s: float,
+        rerun: bool = False,
+        queued: bool = False,
+    ) -> Acceptance:
+        if (tenant, delivery_id) in self.deliveries:
+            error_id = self.deliveries[tenant, delivery_id]
+            return Acceptance(error_id, severity, await self.recovery_of_error(error_id), "duplicate")
+        self.deliveries[tenant, delivery_id] = event.error_id
+        self.events[event.error_id], self.tenants[event.error_id] = event, tenant
+        for record in self.records.values():
+            if record.fingerprint == fingerprint and record.tenant == tenant and not record.status.final:
+                self.answers[event.error_id] = record.id
+                return Acceptance(event.error_id, severity, record, "joined_running")
+        record = self._open(tenant, event, fingerprint, runbook, severity, queued=queued)
+        return Acceptance(event.error_id, severity, record, "opened")
+
+    def _open(
+        self, tenant: str, event: Event, fingerprint: str, runbook: str, severity: Severity, *, queued: bool = False
+    ) -> RecoveryRecord:
+        record = RecoveryRecord(
+            id=uuid4(),
+            tenant=tenant,
+            incident_id=uuid4(),
+            error_id=event.error_id,
+            fingerprint=fingerprint,
+            service=event.service,
+            runbook=runbook,
+            severity=severity,
+            status=Status.QUEUED if queued else Status.RUNNING,
+            epoch=1,
+            flow_run_id=None,
+            flow_run_attempt=0,
+            created_at=datetime.now(UTC),
+            finished_at=None,
+            waited=event.waiter is not None,
+        )
+        self.records[record.id] = record
+        self.answers[event.error_id] = record.id
+        return record
+
+    async def event_of(self, error_id: UUID, tenant: str | None = None) -> Event:
+        if error_id not in self.events or (tenant is not None and self.tenants[error_id] != tenant):
+            raise NotFound(f"error {error_id}")
+        return self.events[error_id]
+
+    async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
+        found = self.answers.get(error_id)
+        return self.records[found] if found else None
+
+    async def recovery(self, recovery_id: UUID) -> RecoveryRecord:
+        try:
+            return self.records[recovery_id]
+        except KeyError:
+            raise NotFound(f"recovery {recovery_id}") from None
+
+    async def record_own_result(self, error_id: UUID, success: bool) -> None:
+        self.own_results[error_id] = success
+
+    async def errors(
+        self, *, limit: int = 50, service: str | None = None, status: str | None = None
+    ) -> Sequence[Json]:
+        return [{"error_id": str(one), "service": event.service} for one, event in self.events.items()][:limit]
+
+    # Recoveries
+
+    async def begin_run(
+        self, error_id: UUID, *, flow_run_id: UUID, attempt: int, runner: str, lease_s: float, runbook: str
+    ) -> RecoveryRecord:
+        bound = [one for one in self.records.values() if one.flow_run_id == flow_run_id and not one.status.final]
+        latest = await self.recovery_of_error(error_id)
+        if bound:
+            record = bound[0]
+        elif latest is not None and latest.flow_run_id is None and not latest.status.final:
+            record = latest
+        else:
+            event = await self.event_of(error_id)
+            severity = latest.severity if latest else event.error.severity or Severity.LOW
+            record = self._open(self.tenants[error_id], event, str(error_id), runbook, severity)
+        return await self._bound(record, flow_run_id, attempt, runner, lease_s)
+
+    async def bind(self, recovery_id: UUID, *, flow_run_id: UUID, runner: str, lease_s: float) -> RecoveryRecord:
+        return await self._bound(await self.recovery(recovery_id), flow_run_id, 0, runner, lease_s)
+
+    async def _bound(
+        self, record: RecoveryRecord, flow_run_id: UUID, attempt: int, runner: str, lease_s: float
+    ) -> RecoveryRecord:
+        record = replace(record, flow_run_id=flow_run_id, flow_run_attempt=attempt, status=Status.RUNNING)
+        self.records[record.id] = record
+        self._leases[record.id] = _Lease(runner, _now() + lease_s)
+        return record
+
+    async def queued(self, limit: int) -> Sequence[RecoveryRecord]:
+        waiting = [one for one in self.records.values() if one.status is Status.QUEUED]
+        return sorted(waiting, key=lambda one: (one.severity.rank, one.created_at))[:limit]
+
+    async def renew(self, runner: str, recovery_ids: Sequence[UUID], lease_s: float) -> None:
+        for one in recovery_ids:
+            if one in self._leases and self._leases[one].runner == runner:
+                self._leases[one].until = _now() + lease_s
+
+    async def take_expired(self, runner: str, lease_s: float, limit: int) -> Sequence[RecoveryRecord]:
+        taken: list[RecoveryRecord] = []
+        for recovery_id, lease in self._leases.items():
+            record = self.records[recovery_id]
+            if record.status is Status.RUNNING and lease.until < _now() and len(taken) < limit:
+                lease.runner, lease.until = runner, _now() + lease_s
+                self.records[recovery_id] = replace(record, epoch=record.epoch + 1)
+                taken.append(self.records[recovery_id])
+        return taken
+
+    async def record_action(self, action: ActionRecord, *, epoch: int) -> None:
+        record = await self._fenced(action.recovery_id, epoch)
+        others = tuple(one for one in record.actions if one.position != action.position)
+        actions = tuple(sorted((*others, action), key=lambda one: one.position))
+        self.records[record.id] = replace(record, actions=actions)
+
+    async def conclude(
+        self, recovery_id: UUID, *, epoch: int, status: Status, message: str, explanation: Json
+    ) -> RecoveryRecord:
+        record = await self._fenced(recovery_id, epoch)
+        record = replace(record, status=status, message=message, finished_at=datetime.now(UTC))
+        self.records[recovery_id] = record
+        self.explanations[recovery_id] = explanation
+        return record
+
+    async def _fenced(self, recovery_id: UUID, epoch: int) -> RecoveryRecord:
+        record = await self.recovery(recovery_id)
+        if record.epoch != epoch:
+            raise StaleEpoch
+        return record
+
+    async def record_alert(self, alert: AlertRecord) -> None:
+        self.sent.append(alert)
+
+    async def alerts(self, recovery_id: UUID) -> Sequence[AlertRecord]:
+        return [one for one in self.sent if one.recovery_id == recovery_id]
+
+    async def lock_actuator(
+        self, tenant: str, service: str, actuator: str, target: str, *, recovery_id: UUID, ttl_s: float
+    ) -> bool:
+        key = (tenant, service, actuator, target)
+        holder = self.locks.get(key)
+        if holder is not None and holder[0] != recovery_id and holder[1] > _now():
+            return False
+        self.locks[key] = (recovery_id, _now() + ttl_s)
+        return True
+
+    async def unlock_actuators(self, recovery_id: UUID) -> None:
+        self.locks = {key: holder for key, holder in self.locks.items() if holder[0] != recovery_id}
+
+    # The fleet
+
+    async def put_directive(
+        self,
+        tenant: str,
+        service: str,
+        strategy: str,
+        target: str,
+        *,
+        values: Json,
+        ttl_s: float,
+        recovery_id: UUID,
+        epoch: int,
+        scope: Literal["process", "once"] = "process",
+    ) -> Directive:
+        await self._fenced(recovery_id, epoch)
+        version = self.versions[tenant, service] = self.versions.get((tenant, service), 0) + 1
+        directive = Directive(
+            id=uuid4(),
+            service=service,
+            strategy=strategy,
+            target=target,
+            version=version,
+            values=values,
+            ttl_s=ttl_s,
+            scope=scope,
+        )
+        if scope == "process":
+            self.directives.setdefault((tenant, service), {})[strategy, target] = directive
+        return directive
+
+    async def withdraw_directive(self, directive_id: UUID) -> None:
+        for key, held in self.directives.items():
+            for place, directive in list(held.items()):
+                if directive.id == directive_id:
+                    del held[place]
+                    self.versions[key] += 1
+
+    async def desired(self, tenant: str, service: str) -> tuple[int, list[Directive]]:
+        key = (tenant, service)
+        return self.versions.get(key, 0), list(self.directives.get(key, {}).values())
+
+    async def sync(self, tenant: str, request: SyncRequest) -> None:
+        instance = Instance(
+            request.instance,
+            request.service,
+            request.desired_version,
+            request.measurements,
+            request.capabilities,
+            dict(request.settings.model_dump()),
+            datetime.now(UTC),
+        )
+        self.instances.setdefault((tenant, request.service), {})[request.instance] = instance
+        for one in request.acknowledgements:
+            self.acks.setdefault(one.directive_id, {})[request.instance] = one
+
+    async def forget_instance(self, tenant: str, service: str, instance: str) -> None:
+        self.instances.get((tenant, service), {}).pop(instance, None)
+
+    async def live_instances(self, tenant: str, service: str) -> Sequence[Instance]:
+        return list(self.instances.get((tenant, service), {}).values())
+
+    async def acknowledgements(self, directive_id: UUID) -> Sequence[tuple[str, Acknowledgement]]:
+        return list(self.acks.get(directive_id, {}).items())
+
+    async def undelivered_outcomes(self, tenant: str, service: str, limit: int = 100) -> Sequence[Outcome]:
+        return []
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class ScriptedDispatch:
+    """Hands commands to functions that play the waiting caller and the agents, and keeps them for inspection."""
+
+    waiter: Answerer | None = None
+    agent: Answerer | None = None
+    to_waiters: list[Command] = field(default_factory=list[Command])
+    to_agents: list[Command] = field(default_factory=list[Command])
+
+    async def to_waiter(self, error_id: UUID, command: Command) -> CommandResult | None:
+        self.to_waiters.append(command)
+        return await self.waiter(command) if self.waiter is not None else None
+
+    async def to_agent(
+        self, tenant: str, service: str, command: Command, instance: str | None = None
+    ) -> CommandResult | None:
+        self.to_agents.append(command)
+        return await self.agent(command) if self.agent is not None else None
+
+    async def waiter_present(self, error_id: UUID) -> bool:
+        return self.waiter is not None
+
+
+@dataclass
+class RecordingMailer:
+    """Keeps what would be sent; `broken` makes every sending fail."""
+
+    broken: bool = False
+    sent: list[tuple[tuple[str, ...], str, str]] = field(default_factory=list[tuple[tuple[str, ...], str, str]])
+
+    async def send(self, recipients: Sequence[str], subject: str, text: str) -> None:
+        if self.broken:
+            raise Unavailable("the mail server refused")
+        self.sent.append((tuple(recipients), subject, text))
