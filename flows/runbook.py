@@ -25,6 +25,8 @@ from prefect.utilities.urls import url_for
 
 from upright import bootstrap
 from upright.adapters import runbook_files
+from upright.adapters.runner.execution import attach
+from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.runbook import Runbook, Step
 from upright.domain.verdict import Status, Verdict
 from upright.errors import StaleEpoch
@@ -37,6 +39,8 @@ from upright.services.scoring import Choice
 PROJECT = Path(__file__).resolve().parent.parent
 # Nothing is persisted: the store remembers what was done. Naming a place saves asking the server for its default one.
 NO_RESULTS: dict[str, Any] = {"persist_result": False, "result_storage": Path(tempfile.gettempdir())}
+# The parameter is checked by the server against the schema of the deployment, and by the store.
+FLOW: dict[str, Any] = {**NO_RESULTS, "retries": 0, "validate_parameters": False}
 UNCACHED: dict[str, Any] = {**NO_RESULTS, "cache_policy": NO_CACHE}
 
 _recovery: ContextVar[Recovery] = ContextVar("recovery")
@@ -73,8 +77,10 @@ def strategy_task(step: Step) -> Task[..., Any]:
         if acted.settled is Verdict.SKIPPED:
             return Completed(name="Skipped", message=acted.reason)
         name = "".join(part.title() for part in acted.settled.value.split("_"))
-        return Failed(name=name, message=acted.reason) if acted.settled is Verdict.FAILED else Completed(
-            name=name, message=acted.reason
+        return (
+            Failed(name=name, message=acted.reason)
+            if acted.settled is Verdict.FAILED
+            else Completed(name=name, message=acted.reason)
         )
 
     return act
@@ -127,7 +133,7 @@ def make(runbook: Runbook) -> Flow[..., Any]:
     acting = {step.strategy: strategy_task(step) for step in runbook.steps}
     noting = {step.strategy: noted_task(step.strategy) for step in runbook.steps}
 
-    @flow(name=runbook.name, description=runbook.description or None, retries=0, validate_parameters=False, **NO_RESULTS)
+    @flow(name=runbook.name, description=runbook.description or None, **FLOW)
     async def run(error_id: str) -> State[Any]:
         """Recover an error, or recover it again.
 
@@ -146,7 +152,7 @@ def make(runbook: Runbook) -> Flow[..., Any]:
         )
         _recovery.set(recovery)
         _acted.set({})
-        bootstrap.watch(context.flow_run.id, recovery)
+        attach(recovery)
         try:
             async with recovery.leased():
                 return await _recover(recovery, acting, noting)
@@ -158,8 +164,6 @@ def make(runbook: Runbook) -> Flow[..., Any]:
             if not recovery.record.status.final:
                 await recovery.abandon(f"Upright failed: {type(error).__name__}: {error}")
             raise
-        finally:
-            bootstrap.unwatch(context.flow_run.id)
 
     return run
 
@@ -180,7 +184,8 @@ async def _recover(
 
     # The caller has its answer. The rest is for the people who read this run.
     for action in resumed:
-        await noting[action.strategy]("Cached", f"{reporting.VERDICTS[action.verdict]} before the run was taken up again")
+        verdict = reporting.VERDICTS[action.verdict]
+        await noting[action.strategy]("Cached", f"{verdict}, before the run was taken up again")
     for choice in ranking.skipped if ranking is not None else []:
         await noting[choice.strategy]("Skipped", choice.unmet or "")
     await recovery.converge()
@@ -219,7 +224,7 @@ async def _describe(recovery: Recovery) -> None:
     )
     async with AsyncClientContext.get_or_create() as context:
         await artifact.acreate(context.client)
-        name, tags = bootstrap.run_name(recovery.event), bootstrap.run_tags(recovery.event, recovery.record.severity)
+        name, tags = run_name(recovery.event), run_tags(recovery.event, recovery.record.severity)
         run = FlowRunContext.get()
         if run is not None and run.flow_run is not None and not set(tags) <= set(run.flow_run.tags):
             await context.client.update_flow_run(run.flow_run.id, name=name, tags=sorted({*run.flow_run.tags, *tags}))

@@ -116,7 +116,7 @@ def markdown(recovery: Recovery) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     if not recovery.actions:
-        lines.append("| – | nothing was done | | | | |")
+        lines.append("| | nothing was done | | | | |")
     return "\n".join(lines) + "\n"
 
 

@@ -61,6 +61,11 @@ def load_flows(project: Path, book: Book) -> dict[str, Flow[..., Any]]:
     return flows
 
 
+def _pull_steps(project: Path) -> list[dict[str, Any]]:
+    """How a stock worker comes to the project: it is where the runner has it."""
+    return [{"prefect.deployments.steps.set_working_directory": {"directory": str(project.resolve())}}]
+
+
 async def register(client: PrefectClient, project: Path, book: Book, work_pool: str) -> dict[str, Deployed]:
     """By the runbook's name. Safe to repeat, and to do in several replicas at once."""
     await client.create_work_pool(
@@ -84,7 +89,7 @@ async def register(client: PrefectClient, project: Path, book: Book, work_pool: 
             work_pool_name=work_pool,
             entrypoint=entrypoint(name),
             path=".",
-            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(project.resolve())}}],
+            pull_steps=_pull_steps(project),
             parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
             enforce_parameter_schema=True,
         )

@@ -20,7 +20,7 @@ SERVER_SETTINGS: Mapping[str, tuple[str, str]] = {
 
 CLIENT_SETTINGS: Mapping[str, tuple[str, str]] = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": ("false", "our own store remembers what was done"),
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": ("ignore", "our own log lines outside runs are no business of Prefect's"),
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": ("ignore", "our own lines outside runs are not Prefect's"),
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": ("false", "never start a second, hidden server"),
     "DO_NOT_TRACK": ("1", "a medic doesn't phone home"),
 }

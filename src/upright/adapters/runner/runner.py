@@ -1,0 +1,305 @@
+"""The runner: starts flow runs for accepted errors, picks up those made in the UI, takes over those left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.states import Cancelled, Pending
+
+from upright.adapters.runner import pickup, takeover
+from upright.adapters.runner.admission import Admission
+from upright.adapters.runner.deployments import Deployed, register
+from upright.adapters.runner.execution import Execution, execute
+from upright.adapters.runner.naming import run_name, run_tags
+from upright.domain.verdict import Status
+from upright.errors import StaleEpoch, Unavailable, UprightError
+from upright.services.dependencies import Dependencies
+from upright.services.ports import RecoveryRecord
+
+logger = logging.getLogger("upright.runner")
+
+HEARTBEAT_S = 15.0
+RETRY_S = 1.0
+"""Before starting a run is tried again, when Prefect's API does not answer."""
+GRACE_S = 5.0
+"""What running recoveries get to end by themselves when the service stops."""
+
+
+class PrefectRunner:
+    """A Launcher. `async with runner.running():` for the life of the service, on one event loop, which must not be the
+    main thread's: there, Prefect's engine would put its own SIGTERM handler in place during each run."""
+
+    def __init__(self, dependencies: Dependencies, project: Path) -> None:
+        self._dependencies = dependencies
+        self._store = dependencies.store
+        self._settings = dependencies.settings
+        self._project = project
+        self._admission = Admission(dependencies.settings.max_concurrent_recoveries)
+        self._executions: dict[UUID, Execution] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deployed: dict[str, Deployed] = {}
+        self._flows: dict[UUID, Flow[..., Any]] = {}
+        self._admit, self._poll = asyncio.Event(), asyncio.Event()
+        self._client: PrefectClient | None = None
+        self._stopping = False
+        self._overdue = False
+        """Whether runs from the UI wait for room."""
+
+    # What the intake and the flows call
+
+    def submit(self, recovery: RecoveryRecord) -> None:
+        """Start the recovery's flow run as soon as there is room; never blocks."""
+        self._admission.add(recovery)
+        self._admit.set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a recovery that is submitted now starts at once."""
+        return self._admission.room > self._admission.waiting
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._deployed) and not self._stopping
+
+    @property
+    def deployed(self) -> dict[str, Deployed]:
+        return self._deployed
+
+    # Life
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Registers the project with Prefect (waits until its API answers), then works until the block ends."""
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        main = asyncio.create_task(self._main(started), name="upright-runner")
+        try:
+            await asyncio.wait({main, started}, return_when=asyncio.FIRST_COMPLETED)
+            if main.done():
+                await main
+            yield
+        finally:
+            main.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await main
+
+    async def _main(self, started: asyncio.Future[None]) -> None:
+        # One client for all runs: each new one would build an SSL context. The engine finds it in the context of this
+        # task, from which every run's task descends.
+        async with AsyncClientContext.get_or_create() as shared:
+            with SyncClientContext.get_or_create():
+                self._client = client = shared.client
+                await self._register(client)
+                started.set_result(None)
+                loops = [
+                    self._admitting(),
+                    self._picking_up(client),
+                    self._repeat(self._settings.reconcile_s, self._reconcile),
+                    self._repeat(HEARTBEAT_S, self._heartbeat),
+                    pickup.listen(self._poll.set, self._cancel),
+                ]
+                tasks = [asyncio.create_task(one) for one in loops]
+                try:
+                    await asyncio.gather(*tasks)
+                finally:
+                    self._stopping = True
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                    await self._drain()
+
+    async def _register(self, client: PrefectClient) -> None:
+        while True:
+            try:
+                book, pool = self._dependencies.book, self._settings.work_pool
+                self._deployed = await register(client, self._project, book, pool)
+                self._flows = {one.deployment_id: one.flow for one in self._deployed.values()}
+                return
+            except UprightError:
+                raise
+            except Exception as error:
+                logger.warning("Prefect's API does not answer yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _drain(self) -> None:
+        """Let running recoveries end; hand on those that don't."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GRACE_S)
+        left = [one.recovery_id for one in self._executions.values() if one.recovery_id is not None]
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if left:
+            with contextlib.suppress(Exception):
+                await self._store.renew(self._dependencies.runner, left, 0)
+
+    async def _repeat(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                logger.warning("%s failed, trying again in %g s: %r", work.__name__, interval_s, error)
+            await asyncio.sleep(interval_s)
+
+    async def _heartbeat(self) -> None:
+        assert self._client is not None  # noqa: S101 (set before any loop starts)
+        await self._client.send_worker_heartbeat(
+            self._settings.work_pool, self._dependencies.runner, heartbeat_interval_seconds=HEARTBEAT_S
+        )
+
+    # Accepted errors
+
+    async def _admitting(self) -> None:
+        while True:
+            await self._admit.wait()
+            self._admit.clear()
+            while (recovery := self._admission.next()) is not None:
+                self._spawn(self._launch(recovery), recovery.id)
+
+    def _spawn(self, work: Any, recovery_id: UUID | None) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+
+        def finished(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._admission.release(recovery_id)
+            self._admit.set()
+            if self._overdue:
+                self._poll.set()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("A run failed outside its flow: %r", error, exc_info=error)
+
+        task.add_done_callback(finished)
+
+    async def _launch(self, recovery: RecoveryRecord) -> None:
+        """Create the flow run under its deployment, already Pending, so that nobody else picks it up; then run it."""
+        assert self._client is not None  # noqa: S101 (set before any loop starts)
+        event = await self._store.event_of(recovery.error_id, recovery.tenant)
+        deployed = self._deployed.get(recovery.runbook)
+        if deployed is None:
+            message = f"There is no runbook named {recovery.runbook!r} any more"
+            await self._store.conclude(
+                recovery.id, epoch=recovery.epoch, status=Status.NOT_RECOVERED, message=message, explanation={}
+            )
+            return
+        flow_run = await self._patiently(
+            lambda client: client.create_flow_run_from_deployment(
+                deployed.deployment_id,
+                parameters={"error_id": str(recovery.error_id)},
+                state=Pending(message="Taken by Upright's runner"),
+                name=run_name(event),
+                tags=run_tags(event, recovery.severity),
+            )
+        )
+        try:
+            bound = await self._store.bind(
+                recovery.id, flow_run_id=flow_run.id, runner=self._dependencies.runner, lease_s=self._settings.lease_s
+            )
+        except (StaleEpoch, Unavailable) as error:
+            await self._client.set_flow_run_state(flow_run.id, Cancelled(message=f"Not needed: {error}"), force=True)
+            return
+        await self._run(deployed.flow, flow_run, bound.id)
+
+    async def _patiently(self, call: Callable[[PrefectClient], Awaitable[FlowRun]]) -> FlowRun:
+        assert self._client is not None  # noqa: S101 (set before any loop starts)
+        while True:
+            try:
+                return await call(self._client)
+            except Exception as error:
+                logger.warning("Prefect's API took no run, trying again in %g s: %s", RETRY_S, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _run(self, flow: Flow[..., Any], flow_run: FlowRun, recovery_id: UUID | None) -> None:
+        assert self._client is not None  # noqa: S101 (set before any loop starts)
+        execution = Execution(flow_run.id, asyncio.current_task(), recovery_id=recovery_id)
+        self._executions[flow_run.id] = execution
+        try:
+            await execute(self._client, flow, flow_run, execution)
+        except Exception as error:
+            logger.warning("Flow run %s failed: %r", flow_run.id, error)
+        finally:
+            if self._executions.get(flow_run.id) is execution:
+                del self._executions[flow_run.id]
+
+    def _cancel(self, flow_run_id: UUID) -> None:
+        execution = self._executions.get(flow_run_id)
+        if execution is not None:
+            execution.cancel()
+
+    # Runs made in the UI
+
+    async def _picking_up(self, client: PrefectClient) -> None:
+        while True:
+            self._poll.clear()
+            pause_s = pickup.POLL_S
+            try:
+                for flow_run_id in await pickup.cancelled(client, list(self._executions)):
+                    self._cancel(flow_run_id)
+                due, pause_s = await pickup.waiting(client, self._settings.work_pool)
+                self._overdue = False
+                for run in due:
+                    flow = self._flows.get(run.deployment_id) if run.deployment_id is not None else None
+                    if flow is None:
+                        continue
+                    if not self._admission.take():
+                        self._overdue = True
+                        break
+                    self._spawn(self._claim_and_run(client, flow, run.id), None)
+            except Exception as error:
+                logger.warning("Polling for runs failed, trying again in %g s: %s", pause_s, error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poll.wait(), pause_s)
+
+    async def _claim_and_run(self, client: PrefectClient, flow: Flow[..., Any], flow_run_id: UUID) -> None:
+        run = await pickup.claim(client, flow_run_id)
+        if run is not None:
+            await self._run(flow, run, None)
+
+    # What others have left
+
+    async def _reconcile(self) -> None:
+        """Take over what a dead process left, and queued errors that nobody has told us of."""
+        room = self._admission.room
+        if not room:
+            return
+        runner, lease_s = self._dependencies.runner, self._settings.lease_s
+        for recovery in await self._store.take_expired(runner, lease_s, room):
+            await self._forget_own(recovery.id)
+            if self._admission.take(recovery.id):
+                self._spawn(self._resume(recovery), recovery.id)
+        for recovery in await self._store.queued(self._admission.room):
+            self._admission.add(recovery)
+        if self._admission.waiting:
+            self._admit.set()
+
+    async def _forget_own(self, recovery_id: UUID) -> None:
+        """Our own lease ran out (this process was stopped for a while): end that run before it is taken up again."""
+        for execution in list(self._executions.values()):
+            if execution.recovery_id == recovery_id and execution.task is not None:
+                execution.task.cancel()
+                await asyncio.wait({execution.task})
+
+    async def _resume(self, recovery: RecoveryRecord) -> None:
+        assert self._client is not None  # noqa: S101 (set before any loop starts)
+        try:
+            run = await takeover.reopen(self._client, recovery)
+        except takeover.Ended as ended:
+            status = Status.CANCELLED if ended.cancelled else Status.UNKNOWN
+            with contextlib.suppress(StaleEpoch):
+                await self._store.conclude(
+                    recovery.id, epoch=recovery.epoch, status=status, message=str(ended), explanation={}
+                )
+            return
+        if run is not None:
+            await self._run(self._deployed[recovery.runbook].flow, run, recovery.id)
+        elif recovery.flow_run_id is None:
+            await self._launch(recovery)
