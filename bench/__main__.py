@@ -1,0 +1,44 @@
+"""`python -m bench`: measure everything, print the table, write bench/results/latest.json."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import error_path, healthy, recovery, storm
+from bench.figures import Figure, machine, table, write
+from bench.stack import running
+from upright.adapters.engines import EmbeddedPostgres
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=["healthy", "error_path", "recovery", "storm"], metavar="PART")
+    wanted = set(parser.parse_args().parts) or {"healthy", "error_path", "recovery", "storm"}
+    began = time.monotonic()
+    figures: dict[str, Figure] = {}
+    if "healthy" in wanted:
+        figures |= healthy.measure()
+    if "error_path" in wanted:
+        with tempfile.TemporaryDirectory() as directory, EmbeddedPostgres(Path(directory)) as postgres:
+            postgres.ensure_database("bench")
+            figures |= error_path.measure(str(postgres.socket_dir), "bench")
+    if wanted & {"recovery", "storm"}:
+        with running() as stack:
+            if "recovery" in wanted:
+                figures |= recovery.measure(stack)
+            if "storm" in wanted:
+                figures |= storm.measure(stack)
+    print(f"\n{machine()}; {time.monotonic() - began:.0f} s\n\n{table(figures)}")
+    if wanted == {"healthy", "error_path", "recovery", "storm"}:
+        write(figures, RESULTS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
