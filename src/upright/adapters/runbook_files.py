@@ -175,7 +175,8 @@ class _Reader:
             place = document.at((*where, index))
             if key in self._classes and self._classes[key][0] != owner:
                 document.report(
-                    (*where, index), f"{name!r} already belongs to {kind} {self._classes[key][0]} ({self._classes[key][1]})"
+                    (*where, index),
+                    f"{name!r} already belongs to {kind} {self._classes[key][0]} ({self._classes[key][1]})",
                 )
             self._classes.setdefault(key, (str(owner), place))
 
@@ -243,7 +244,11 @@ def _fields(model: type[BaseModel], where: _Path) -> Iterable[str]:
             continue
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         current = next(
-            (one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)),
+            (
+                one
+                for one in (annotation, *get_args(annotation))
+                if isinstance(one, type) and issubclass(one, BaseModel)
+            ),
             Step,
         )
     return list(current.model_fields)

@@ -115,9 +115,7 @@ class InMemoryStore:
     async def record_own_result(self, error_id: UUID, success: bool) -> None:
         self.own_results[error_id] = success
 
-    async def errors(
-        self, *, limit: int = 50, service: str | None = None, status: str | None = None
-    ) -> Sequence[Json]:
+    async def errors(self, *, limit: int = 50, service: str | None = None, status: str | None = None) -> Sequence[Json]:
         return [{"error_id": str(one), "service": event.service} for one, event in self.events.items()][:limit]
 
     # Recoveries
