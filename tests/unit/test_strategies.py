@@ -1,0 +1,269 @@
+"""When a strategy applies, and the absolute values that it decides on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upright.domain.directive import Directive
+from upright.domain.event import Event
+from upright.services.ports import Instance
+from upright.services.strategies import STRATEGIES, Fleet, Plan
+from upright.services.strategies.cache_clear import family, narrowest
+from upright.testing.events import CANCELLED_FOR_TIMEOUT, EXHAUSTED, error_event, page
+
+WAITED = Fleet(waiter_present=True)
+
+
+def unmet(name: str, event: Event, fleet: Fleet = WAITED, **parameters: Any) -> str | None:
+    strategy = STRATEGIES[name]
+    return strategy.precondition(event, fleet, strategy.parameters.model_validate(parameters))
+
+
+def plan(name: str, event: Event, fleet: Fleet = WAITED, **parameters: Any) -> Plan:
+    assert unmet(name, event, fleet, **parameters) is None
+    strategy = STRATEGIES[name]
+    return strategy.plan(event, fleet, strategy.parameters.model_validate(parameters))
+
+
+def process(identity: str, measurements: dict[str, Any] | None = None, age_s: float = 0) -> Instance:
+    seen = datetime.now(UTC) - timedelta(seconds=age_s)
+    return Instance(identity, "django", 0, measurements or {}, {"commands": ["apply", "retry"]}, {}, seen)
+
+
+def directive(strategy: str, version: int, **values: Any) -> Directive:
+    return Directive(
+        id=uuid4(), service="django", strategy=strategy, target="default", version=version, values=values, ttl_s=60
+    )
+
+
+# pool_increase
+
+
+def exhausted(pool: dict[str, Any] | None = None, database: dict[str, Any] | None = None) -> Event:
+    return error_event(
+        measurements={
+            "pools": {"default": {**EXHAUSTED["pools"]["default"], **(pool or {})}},
+            "databases": {"default": {**EXHAUSTED["databases"]["default"], **(database or {})}},
+        }
+    )
+
+
+def test_a_pool_that_requests_wait_for_is_raised_by_the_increment() -> None:
+    found = plan("pool_increase", exhausted())
+    assert (found.target, found.values, found.before) == ("default", {"max_size": 5}, {"max_size": 2})
+    assert (found.command, found.scope) == ("apply", "process")
+
+
+def test_requests_that_timed_out_count_where_the_pool_is_at_its_maximum() -> None:
+    assert unmet("pool_increase", exhausted({"requests_waiting": 0, "requests_errors": 4})) is None
+    assert unmet("pool_increase", exhausted({"requests_waiting": 0, "requests_errors": 4, "size": 1})) is not None
+
+
+def test_a_pool_that_nobody_waits_for_is_left_alone() -> None:
+    assert unmet("pool_increase", exhausted({"requests_waiting": 0})) == "nothing waits for a connection of 'default'"
+
+
+def test_the_ceiling_is_the_runbooks() -> None:
+    assert plan("pool_increase", exhausted(), new_size=4).values == {"max_size": 4}
+    assert unmet("pool_increase", exhausted(), new_size=2) == (
+        "the pool's maximum is 2 already, and the runbook allows 2 at most"
+    )
+
+
+def test_the_servers_connections_are_shared_among_the_processes() -> None:
+    event = exhausted(database={"max_connections": 20, "reserved_connections": 3, "other_connections": 8})
+    fleet = Fleet([process("host:1:boot"), process("host:2:boot"), process("host:3:boot")], waiter_present=True)
+    assert plan("pool_increase", event, fleet).values == {"max_size": 3}
+    many = Fleet([process(f"host:{index}:boot") for index in range(5)], waiter_present=True)
+    assert unmet("pool_increase", event, many) == "no connections left on the server: 1 for each process, 2 in use"
+
+
+def test_the_reporting_process_counts_even_before_its_agent_is_known() -> None:
+    event = exhausted(database={"max_connections": 15, "other_connections": 4})
+    assert plan("pool_increase", event, Fleet([process("host:2:boot")])).values == {"max_size": 4}
+
+
+def test_without_a_reading_of_the_limit_nothing_is_raised() -> None:
+    event = error_event(measurements={"pools": EXHAUSTED["pools"]})
+    assert "has not been read" in (unmet("pool_increase", event) or "")
+    told = Fleet([process("host:2:boot", {"databases": EXHAUSTED["databases"]})])
+    assert unmet("pool_increase", event, told) is None
+
+
+def test_the_database_being_down_is_no_reason_for_more_connections() -> None:
+    reason = "connecting to 'default' fails, and more connections can't help"
+    assert unmet("pool_increase", exhausted({"connections_errors": 7, "size": 0})) == reason
+    earlier = {"pools": {"default": {"connections_errors": 5}}}
+    growing = Fleet([process("host:1:boot", earlier)], waiter_present=True)
+    assert unmet("pool_increase", exhausted({"connections_errors": 7}), growing) == reason
+
+
+def test_connection_errors_of_long_ago_do_not_count() -> None:
+    earlier = {"pools": {"default": {"connections_errors": 7}}}
+    fleet = Fleet([process("host:1:boot", earlier)], waiter_present=True)
+    assert unmet("pool_increase", exhausted({"connections_errors": 7}), fleet) is None
+    assert unmet("pool_increase", exhausted({"connections_errors": 7})) is None
+
+
+@pytest.mark.parametrize("pools", [None, [], "x", {"default": None}, {"default": {"requests_waiting": "many"}}])
+def test_measurements_of_any_shape_are_survived(pools: Any) -> None:
+    assert unmet("pool_increase", error_event(measurements={"pools": pools})) is not None
+
+
+@given(
+    size=st.integers(1, 60),
+    ceiling=st.integers(1, 60),
+    percent=st.integers(1, 1000),
+    limit=st.integers(0, 200),
+    others=st.integers(0, 200),
+    processes=st.integers(1, 8),
+)
+def test_no_plan_goes_past_a_bound(
+    size: int, ceiling: int, percent: int, limit: int, others: int, processes: int
+) -> None:
+    event = exhausted({"max": size, "size": size}, {"max_connections": limit, "other_connections": others})
+    fleet = Fleet([process("host:1:boot"), *(process(f"host:{n}:boot") for n in range(2, processes + 1))])
+    if unmet("pool_increase", event, fleet, new_size=ceiling, increment_percent=percent) is None:
+        wanted = plan("pool_increase", event, fleet, new_size=ceiling, increment_percent=percent).values["max_size"]
+        assert isinstance(wanted, int)
+        assert size < wanted <= ceiling
+        assert wanted * processes <= limit - 3 - others
+
+
+# timeout_increase
+
+
+def cancelled(timeout_ms: float | None = 400, **fields: Any) -> Event:
+    databases = {"default": {"statement_timeout_ms": timeout_ms}}
+    return error_event(measurements={"query_cancelled": "statement_timeout", "databases": databases}, **fields)
+
+
+def test_a_measured_timeout_is_raised_by_the_increment_up_to_the_ceiling() -> None:
+    found = plan("timeout_increase", cancelled())
+    assert (found.target, found.values, found.before) == ("default", {"timeout_ms": 1200}, {"timeout_ms": 400})
+    assert plan("timeout_increase", cancelled(), new_timeout_ms=1000).values == {"timeout_ms": 1000}
+    assert "1000 ms at most" in (unmet("timeout_increase", cancelled(1000), new_timeout_ms=1000) or "")
+
+
+def test_a_lock_timeout_or_any_other_failure_is_not_its_business() -> None:
+    event = error_event(measurements={**CANCELLED_FOR_TIMEOUT, "query_cancelled": "lock_timeout"})
+    assert unmet("timeout_increase", event) == "no statement was cancelled for its timeout (lock_timeout)"
+    assert unmet("timeout_increase", error_event()) == "no statement was cancelled for its timeout"
+
+
+def test_a_timeout_that_the_application_set_itself_is_left_alone() -> None:
+    assert "set by the application itself" in (unmet("timeout_increase", cancelled(0)) or "")
+
+
+def test_where_it_was_not_measured_the_runbooks_own_figure_counts() -> None:
+    event = error_event(measurements={"query_cancelled": "statement_timeout"})
+    assert plan("timeout_increase", event, current_timeout_ms=2000).values == {"timeout_ms": 6000}
+
+
+def test_the_alias_that_has_a_timeout_is_meant() -> None:
+    event = error_event(
+        measurements={
+            "query_cancelled": "statement_timeout",
+            "databases": {"default": {"statement_timeout_ms": 0}, "reports": {"statement_timeout_ms": 500}},
+        }
+    )
+    found = plan("timeout_increase", event)
+    assert (found.target, found.values) == ("reports", {"timeout_ms": 1500})
+
+
+def test_a_raised_timeout_that_was_not_enough_is_raised_from_there() -> None:
+    fleet = Fleet(desired=[directive("timeout_increase", 3, timeout_ms=1200)], waiter_present=True)
+    assert plan("timeout_increase", cancelled(desired_version=3), fleet).values == {"timeout_ms": 3600}
+    assert plan("timeout_increase", cancelled(desired_version=2), fleet).values == {"timeout_ms": 1200}
+
+
+# cache_clear
+
+
+def uncached(key: str | None) -> Event:
+    cache = {} if key is None else {"cache": {"alias": "sessions", "key": key, "prefix": ":1:"}}
+    return error_event(measurements=cache)
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern"),
+    [
+        ("catalog:42", "catalog:*"),
+        ("shop/catalog/42", "shop/catalog/*"),
+        ("a:b/c:d", "a:b/c:*"),
+        ("frontpage", "frontpage"),
+        ("odd*[key]?:42", "odd[*][[]key][?]:*"),
+        ("trailing:", "trailing:*"),
+    ],
+)
+def test_the_failing_keys_family_is_cleared_once(key: str, pattern: str) -> None:
+    found = plan("cache_clear", uncached(key))
+    assert found.values == {"pattern": pattern, "graceful": True}
+    assert (found.target, found.scope) == ("sessions", "once")
+
+
+def test_without_a_key_only_a_narrower_pattern_is_cleared() -> None:
+    assert "makes things worse" in (unmet("cache_clear", uncached(None)) or "")
+    found = plan("cache_clear", uncached(None), clear_pattern="catalog:*")
+    assert (found.values["pattern"], found.target) == ("catalog:*", "default")
+
+
+def test_the_runbook_says_what_may_be_cleared_at_most() -> None:
+    assert plan("cache_clear", uncached("catalog:42"), clear_pattern="cat*").values["pattern"] == "catalog:*"
+    assert plan("cache_clear", uncached("catalog:42"), clear_pattern="catalog:4*").values["pattern"] == "catalog:4*"
+    assert plan("cache_clear", uncached("catalog:42"), clear_pattern="catalog:??").values["pattern"] == "catalog:??"
+    assert "allows 'prices:*' only" in (unmet("cache_clear", uncached("catalog:42"), clear_pattern="prices:*") or "")
+
+
+@given(key=st.text(st.characters(codec="ascii", exclude_characters="\\"), min_size=1, max_size=30))
+def test_the_family_holds_the_key_and_its_siblings_alone(key: str) -> None:
+    from fnmatch import fnmatchcase
+
+    assert fnmatchcase(key, family(key))
+    assert narrowest(key, "*") == family(key)
+    cut = max(key.rfind(":"), key.rfind("/")) + 1
+    assert not fnmatchcase("\x00other" + key[:cut], family(key))
+
+
+# retry
+
+
+def test_a_safe_request_is_repeated_by_the_caller_that_waits() -> None:
+    found = plan("retry", error_event())
+    assert found.retry is not None
+    assert found.retry.model_dump() == {"max_retries": 3, "retry_delay_ms": 1000, "exponential_backoff": True}
+    assert found.command == "retry"
+
+
+def test_the_delay_that_the_failure_asked_for_is_kept() -> None:
+    found = plan("retry", error_event(measurements={"retry_after_s": 4}))
+    assert found.retry is not None
+    assert found.retry.retry_delay_ms == 4000
+
+
+@pytest.mark.parametrize(
+    ("request_", "waits", "reason"),
+    [
+        (page("POST"), True, "this POST request must not be repeated"),
+        (page(replayable=False), True, "this GET request must not be repeated"),
+        (page(path_intact=False), False, "the path was scrubbed"),
+        (page(), False, "no process of the service is connected"),
+    ],
+)
+def test_what_can_not_be_repeated_is_skipped(request_: Any, waits: bool, reason: str) -> None:
+    event = error_event(request=request_, waits=waits)
+    assert reason in (unmet("retry", event, Fleet(waiter_present=waits)) or "")
+
+
+def test_where_nobody_waits_a_process_repeats_it() -> None:
+    assert unmet("retry", error_event(waits=False), Fleet([process("host:2:boot")])) is None
+
+
+def test_a_scrubbed_path_does_not_hinder_the_caller_itself() -> None:
+    assert unmet("retry", error_event(request=page(path_intact=False))) is None
