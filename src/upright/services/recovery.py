@@ -114,9 +114,9 @@ class Recovery:
     async def act(self, choice: Choice) -> Acted:
         """Carry a strategy out. Settled outcomes are recorded at once; else verify() is to follow. Raises Unavailable
         where trying again may help."""
-        if self._fleet is None or any(one.strategy != choice.strategy for one in self._verified):
-            self._fleet = await fleet_of(self.dependencies, self.record)
-        acted = await self._actor.act(choice, self._positions[choice.strategy], self._fleet)
+        # What scoring has read serves the first attempt; later ones look again.
+        fleet, self._fleet = self._fleet or await fleet_of(self.dependencies, self.record), None
+        acted = await self._actor.act(choice, self._positions[choice.strategy], fleet)
         if acted.settled is not None:
             await self._settle(acted, acted.settled, acted.reason)
         return acted
