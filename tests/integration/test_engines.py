@@ -117,7 +117,7 @@ def test_a_path_too_long_for_a_socket_works(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / ("long" * 30) / "pg", durable=False) as server:
         with psycopg.connect(server.url()) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
-        sockets = server._sockets()
+        sockets = server.socket_dir
     assert not sockets.exists()
 
 

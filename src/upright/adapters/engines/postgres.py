@@ -70,7 +70,7 @@ class EmbeddedPostgres:
         """postgresql://…, as psycopg and SQLAlchemy read it; `driver` such as `asyncpg` for SQLAlchemy."""
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         port = "" if self.port is None else f"&port={self.port}"
-        return f"{scheme}://{SUPERUSER}@/{quote(database)}?host={quote(str(self._sockets()))}{port}"
+        return f"{scheme}://{SUPERUSER}@/{quote(database)}?host={quote(str(self.socket_dir))}{port}"
 
     def tcp_url(self, database: str = "postgres") -> str:
         """The address on 127.0.0.1, with its password."""
@@ -181,7 +181,7 @@ class EmbeddedPostgres:
         return True
 
     def _start_server(self, binaries: Path) -> None:
-        sockets = self._sockets()
+        sockets = self.socket_dir
         self._private_directory(sockets)
         parameters = {
             "unix_socket_directories": str(sockets),
@@ -213,7 +213,8 @@ class EmbeddedPostgres:
     def _log(self) -> Path:
         return self.data_dir.with_name(self.data_dir.name + ".log")
 
-    def _sockets(self) -> Path:
+    @property
+    def socket_dir(self) -> Path:
         """Beside the data, unless that path is too long for a socket."""
         if self._socket_dir is None:
             beside = self.data_dir / "sockets"

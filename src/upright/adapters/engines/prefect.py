@@ -86,7 +86,7 @@ class EmbeddedPrefect:
     def wait_ready(self, timeout_s: float = 120) -> None:
         if self._child is None:
             raise EngineFailed(f"{self.name} was not started.")
-        self._child.wait_ready(self._healthy, timeout_s=timeout_s)
+        self._child.wait_ready(self.healthy, timeout_s=timeout_s)
 
     def stop(self) -> None:
         if self._child is not None:
@@ -111,7 +111,8 @@ class EmbeddedPrefect:
             **self.settings,
         }
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
+        """Whether the API answers and has its database."""
         try:
             with urllib.request.urlopen(f"{self.api_url}/health", timeout=2) as answer:  # noqa: S310 - our own http
                 return answer.status == 200 and answer.read().strip() == b"true"

