@@ -10,6 +10,7 @@ UprightError
 │   └── ForeignService          403
 ├── NotFound                    an id that is not known; carries what was looked for
 ├── StaleEpoch                  a write by a runner that has lost its recovery
+├── RecoveryInFlight            another recovery of the incident is under way
 ├── EngineFailed                an embedded engine did not start or stopped
 └── Unavailable                 something we depend on does not answer (retryable)
 """
@@ -46,6 +47,11 @@ class RequestRefused(UprightError):
 
     status: ClassVar[int] = 400
 
+    def __init__(self, message: str | None = None, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """The part of the message that is wrong, as a path with dots."""
+
 
 class SignatureRefused(RequestRefused):
     """The signature is missing, malformed, too old, or made with another secret."""
@@ -77,6 +83,10 @@ class NotFound(UprightError):
 
 class StaleEpoch(UprightError):
     """Another runner has taken this recovery over; this write is refused."""
+
+
+class RecoveryInFlight(UprightError):
+    """Another recovery of this incident is under way."""
 
 
 class EngineFailed(UprightError):

@@ -1,0 +1,324 @@
+"""The tables, in a schema of their own so that the database may be shared. Migrations must agree with this; a test
+compares them. Every time is PostgreSQL's own clock."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB
+
+from upright.domain.verdict import Status
+
+SCHEMA = "upright"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    },
+)
+
+UNFINISHED = "status IN ('queued', 'running')"
+
+
+def _moment(name: str, *, default: bool = False) -> Column[object]:
+    now = text("clock_timestamp()") if default else None
+    return Column(name, DateTime(timezone=True), nullable=not default, server_default=now)
+
+
+def _object(name: str) -> Column[object]:
+    return Column(name, JSONB, nullable=False, server_default=text("'{}'::jsonb"))
+
+
+def _words(name: str) -> Column[object]:
+    return Column(name, ARRAY(Text), nullable=False, server_default=text("'{}'::text[]"))
+
+
+def _text(name: str, default: str | None = None) -> Column[object]:
+    return Column(name, Text, nullable=False, server_default=None if default is None else text(f"'{default}'"))
+
+
+tenant = Table("tenant", metadata, Column("name", Text, primary_key=True), _moment("created_at", default=True))
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _text("tenant"),
+    _text("delivery_id"),
+    Column("error_id", Uuid, nullable=False),
+    _moment("received_at", default=True),
+    Column("body", JSONB, nullable=False),
+    UniqueConstraint("tenant", "delivery_id"),
+    Index("event_error_id_id_idx", "error_id", "id"),
+)
+
+incident = Table(
+    "incident",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
+    Column("tenant", Text, ForeignKey(tenant.c.name), nullable=False),
+    _text("service"),
+    _text("fingerprint"),
+    _text("error_type"),
+    Column("count", BigInteger, nullable=False, server_default=text("1")),
+    _moment("first_seen", default=True),
+    _moment("last_seen", default=True),
+    UniqueConstraint("tenant", "service", "fingerprint"),
+)
+
+error = Table(
+    "error",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("tenant"),
+    _text("service"),
+    _text("environment"),
+    Column("incident_id", Uuid, ForeignKey(incident.c.id), nullable=False),
+    Column("recovery_id", Uuid, ForeignKey("upright.recovery.id", use_alter=True), nullable=True),
+    _text("type"),
+    _text("message"),
+    _text("severity"),
+    _text("origin"),
+    _moment("occurred_at", default=True),
+    _moment("began_at", default=True),
+    _moment("received_at", default=True),
+    Column("desired_version", BigInteger, nullable=False, server_default=text("0")),
+    # What this caller found out about its own operation; null while nothing is known.
+    Column("own_result", Boolean, nullable=True),
+    # Until then a caller waits: its request is held, or it is busy with a command.
+    _moment("waiter_until"),
+    _words("waiter_can"),
+    # The recovery whose final verdict the application has.
+    Column("delivered_recovery_id", Uuid, nullable=True),
+    # The process that was last given the outcome, and when: another one gets it if this one doesn't acknowledge.
+    _text("outcome_instance", ""),
+    _moment("outcome_handed_at"),
+    Index("error_recovery_id_idx", "recovery_id"),
+    Index("error_incident_id_idx", "incident_id"),
+    Index("error_received_at_idx", "received_at"),
+    Index(
+        "error_undelivered_idx",
+        "tenant",
+        "service",
+        "received_at",
+        postgresql_where=text("delivered_recovery_id IS DISTINCT FROM recovery_id"),
+    ),
+)
+
+recovery = Table(
+    "recovery",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("tenant"),
+    Column("incident_id", Uuid, ForeignKey(incident.c.id), nullable=False),
+    Column("error_id", Uuid, ForeignKey(error.c.id), nullable=False),
+    _text("fingerprint"),
+    _text("service"),
+    _text("runbook"),
+    _text("severity"),
+    _text("status"),
+    Column("epoch", BigInteger, nullable=False, server_default=text("1")),
+    Column("flow_run_id", Uuid, nullable=True),
+    Column("flow_run_attempt", Integer, nullable=False, server_default=text("0")),
+    Column("runner", Text, nullable=True),
+    _moment("lease_expires_at"),
+    Column("waited", Boolean, nullable=False, server_default=text("false")),
+    _text("message", ""),
+    _object("explanation"),
+    _moment("created_at", default=True),
+    _moment("started_at"),
+    _moment("finished_at"),
+    CheckConstraint(
+        "status IN ({})".format(", ".join(f"'{status.value}'" for status in Status)),
+        name="status",
+    ),
+    Index("recovery_one_in_flight_idx", "incident_id", unique=True, postgresql_where=text(UNFINISHED)),
+    Index("recovery_incident_id_created_at_idx", "incident_id", "created_at"),
+    Index("recovery_error_id_idx", "error_id"),
+    Index("recovery_flow_run_id_idx", "flow_run_id"),
+    Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
+)
+
+action = Table(
+    "action",
+    metadata,
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    _text("strategy"),
+    _text("verdict"),
+    _text("reason", ""),
+    _object("values"),
+    _object("before"),
+    _object("after"),
+    Column("evidence", JSONB, nullable=True),
+    Column("score", DOUBLE_PRECISION, nullable=True),
+    Column("cost_s", DOUBLE_PRECISION, nullable=True),
+    Column("duration_ms", DOUBLE_PRECISION, nullable=False, server_default=text("0")),
+    Column("directive_version", BigInteger, nullable=True),
+    _moment("recorded_at", default=True),
+)
+
+service_version = Table(
+    "service_version",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+)
+
+directive = Table(
+    "directive",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("tenant"),
+    _text("service"),
+    _text("strategy"),
+    _text("target"),
+    Column("version", BigInteger, nullable=False),
+    _object("values"),
+    _text("scope"),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id), nullable=False),
+    _moment("created_at", default=True),
+    _moment("expires_at", default=True),
+    # Another directive has taken its place; the target is still changed.
+    _moment("superseded_at"),
+    _moment("withdrawn_at"),
+    CheckConstraint("scope IN ('process', 'once')", name="scope"),
+    UniqueConstraint("tenant", "service", "version"),
+    Index("directive_recovery_id_idx", "recovery_id"),
+    Index(
+        "directive_desired_idx",
+        "tenant",
+        "service",
+        "strategy",
+        "target",
+        unique=True,
+        postgresql_where=text("scope = 'process' AND superseded_at IS NULL AND withdrawn_at IS NULL"),
+    ),
+)
+
+acknowledgement = Table(
+    "acknowledgement",
+    metadata,
+    Column("directive_id", Uuid, ForeignKey(directive.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("instance", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    _text("reason", ""),
+    _object("before"),
+    _object("after"),
+    Column("duration_ms", DOUBLE_PRECISION, nullable=False, server_default=text("0")),
+    _moment("received_at", default=True),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("tenant", Text, ForeignKey(tenant.c.name), primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    _text("environment"),
+    Column("desired_version", BigInteger, nullable=False, server_default=text("0")),
+    _object("measurements"),
+    _object("capabilities"),
+    _object("settings"),
+    # Grows with every sync, so that the end of an older held one can't speak for the process.
+    Column("sync", BigInteger, nullable=False, server_default=text("1")),
+    _moment("seen_at", default=True),
+    _moment("held_until"),
+    _moment("gone_at"),
+)
+
+command = Table(
+    "command",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _text("tenant"),
+    _text("service"),
+    # The caller that waits for this error carries it out; null: an agent of the service does.
+    Column("error_id", Uuid, ForeignKey(error.c.id, ondelete="CASCADE"), nullable=True),
+    Column("instance", Text, nullable=True),
+    _text("kind"),
+    Column("body", JSONB, nullable=False),
+    _text("status", "waiting"),
+    Column("taken_by", Text, nullable=True),
+    Column("result", JSONB, nullable=True),
+    _moment("created_at", default=True),
+    _moment("deadline_at", default=True),
+    _moment("taken_at"),
+    _moment("finished_at"),
+    CheckConstraint("status IN ('waiting', 'taken', 'done', 'expired')", name="status"),
+    Index(
+        "command_waiting_error_idx",
+        "error_id",
+        postgresql_where=text("status = 'waiting' AND error_id IS NOT NULL"),
+    ),
+    Index(
+        "command_waiting_service_idx",
+        "tenant",
+        "service",
+        postgresql_where=text("status = 'waiting' AND error_id IS NULL"),
+    ),
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="CASCADE"), nullable=False),
+    _text("kind"),
+    _text("channel"),
+    _words("recipients"),
+    _text("subject"),
+    _text("status"),
+    _text("detail", ""),
+    _moment("recorded_at", default=True),
+    Index("alert_recovery_id_idx", "recovery_id"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _moment("at", default=True),
+    _text("tenant"),
+    _text("who"),
+    _text("what"),
+    _text("subject"),
+    _text("why", ""),
+    _object("before"),
+    _object("after"),
+    Index("audit_subject_idx", "subject"),
+)
+
+actuator_lock = Table(
+    "actuator_lock",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("actuator", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="CASCADE"), nullable=False),
+    _moment("expires_at", default=True),
+    Index("actuator_lock_recovery_id_idx", "recovery_id"),
+)
