@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from upright.adapters import default_project
 from upright.cli.output import console
-from upright.errors import ConfigurationError
-
-CONTENTS = ("flows", "runbooks", "models", "prefect.yaml")
-_SKIPPED = {"__pycache__"}
 
 
 def init(
     directory: Annotated[Path, typer.Argument(help="Directory to make; it may exist if it has none of the files.")],
 ) -> None:
     """Make a project: flows, runbooks, models and prefect.yaml, yours to edit."""
-    source = defaults()
-    taken = [name for name in CONTENTS if (directory / name).exists()]
-    if taken:
-        raise ConfigurationError(f"{directory} has {', '.join(taken)} already. Choose another directory.")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in CONTENTS:
-            _copy(source / name, directory / name)
-    except OSError as error:
-        raise ConfigurationError(f"Can't write to {directory}: {error.strerror}.") from error
-    console.print(f"Made a project in [bold]{directory}[/]. Next:")
-    console.print(f"  upright runbooks validate --project {directory}\n  upright serve --project {directory}")
-
-
-def defaults() -> Traversable:
-    """The shipped project: in the wheel, or the checkout that this is installed from."""
-    packaged = resources.files("upright") / "defaults"
-    if packaged.is_dir():
-        return packaged
-    checkout = Path(__file__).resolve().parents[3]
-    if all((checkout / name).exists() for name in CONTENTS):
-        return checkout
-    raise ConfigurationError("This installation has no default project; install Upright again.")
-
-
-def _copy(source: Traversable, target: Path) -> None:
-    if source.is_dir():
-        target.mkdir()
-        for child in source.iterdir():
-            if child.name not in _SKIPPED:
-                _copy(child, target / child.name)
-        return
-    with source.open("rb") as original, target.open("wb") as copy:
-        shutil.copyfileobj(original, copy)
+    default_project.make(directory)
+    console.print(f"Made a project in [bold]{directory}[/]. Next:", soft_wrap=True)
+    console.print(f"  upright runbooks validate --project {directory}", soft_wrap=True)
+    console.print(f"  upright serve --project {directory}", soft_wrap=True)

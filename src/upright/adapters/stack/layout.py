@@ -67,7 +67,7 @@ def build(
     needs: list[str] = []
     if database_url is None or prefect_api_url is None:
         postgres = EmbeddedPostgres(data_dir / "postgres", durable=durable, max_connections=150)
-        layout.parts.append(EnginePart(postgres, after=("Directory",), then=lambda: _databases(postgres)))
+        layout.parts.append(EnginePart(postgres, after=("Data directory",), then=lambda: _databases(postgres)))
         needs.append(postgres.name)
         database_url = database_url or postgres.url("upright")
         if prefect_api_url is None:
@@ -97,7 +97,7 @@ def build(
 class _Owner:
     """The data directory, held for this process alone."""
 
-    name = "Directory"
+    name = "Data directory"
     after: tuple[str, ...] = ()
     timeout_s = 5.0
     child = None

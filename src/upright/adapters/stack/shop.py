@@ -91,23 +91,23 @@ def shop_parts(
             command,
             log=data_dir / "migrate.log",
             cwd=shop_dir,
-            env=shop_environment(engines, environment | {"SHOP_STATEMENT_TIMEOUT_MS": "60000"}),
+            env=shop_environment(engines, {**environment, "SHOP_STATEMENT_TIMEOUT_MS": "60000"}),
         )
 
     return [
-        EnginePart(engines.postgres, after=("Directory",), then=postgres_ready),
-        EnginePart(engines.redis, after=("Directory",)),
+        EnginePart(engines.postgres, after=("Data directory",), then=postgres_ready),
+        EnginePart(engines.redis, after=("Data directory",)),
         ChildPart(
             "Shop mailbox",
             lambda: Child("Shop mailbox", smtp, log=data_dir / "smtp.log"),
             lambda: listening(engines.smtp_port),
-            after=("Directory",),
+            after=("Data directory",),
         ),
         ChildPart(
             "Shop carrier",
             lambda: Child("Shop carrier", carrier, log=data_dir / "carrier.log"),
             answers_ok(f"{engines.upstream_url}/healthz"),
-            after=("Directory",),
+            after=("Data directory",),
         ),
         TaskPart("Shop tables", migrate, after=("Shop PostgreSQL",)),
         shop_server("Shop", shop_dir, engines, addresses.port, environment=environment, after=("Upright service",)),
