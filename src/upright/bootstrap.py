@@ -1,22 +1,203 @@
-"""The one place that wires adapters to ports."""
+"""The one place that wires adapters to ports: for the service, and for flows in a stock Prefect worker."""
 
 from __future__ import annotations
 
-from upright.errors import ConfigurationError
-from upright.services.dependencies import Dependencies
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
+from uuid import uuid4
 
-__all__ = ["Dependencies", "current", "use"]
+from upright.adapters import runbook_files
+from upright.adapters.bus import Bus
+from upright.adapters.dispatch import CommandDispatch
+from upright.adapters.mail import SmtpMailer
+from upright.adapters.store import Database, PostgresStore, upgrade
+from upright.config import Settings
+from upright.errors import ConfigurationError, Unavailable, UprightError
+from upright.services.dependencies import Dependencies, provided
 
-_current: Dependencies | None = None
+__all__ = ["Dependencies", "current", "dependencies", "process_name", "serve", "serve_until"]
+
+logger = logging.getLogger("upright")
+
+DATABASE_PATIENCE_S = 60.0
+"""How long a start waits for PostgreSQL."""
+
+_worker: tuple[asyncio.AbstractEventLoop, Dependencies] | None = None
 
 
-def use(dependencies: Dependencies | None) -> None:
-    """Set what flows in this process work with."""
-    global _current
-    _current = dependencies
+def process_name(kind: str = "upright") -> str:
+    """Under which leases are taken: of this process alone, also after a restart with the same pid."""
+    return f"{kind}@{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
+
+
+@contextlib.asynccontextmanager
+async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncIterator[Dependencies]:
+    """All that a recovery works with, on an up-to-date database. Raises ConfigurationError, Unavailable."""
+    url = database_url(settings)
+    book = runbook_files.load(settings.project)
+    mailer = SmtpMailer(settings.smtp_url.get_secret_value()) if settings.smtp_url is not None else None
+    bus = Bus(url, reconcile_s=settings.reconcile_s)
+    database = await Database.open(url, announcer=bus)
+    try:
+        store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
+        await bus.open()
+        dispatch = CommandDispatch(store, bus)
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus)
+    finally:
+        await bus.close()
+        await database.close()
+
+
+def database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise ConfigurationError(
+            "UPRIGHT_DATABASE_URL is not set; it has the form postgresql://user:password@host/name"
+        )
+    return settings.database_url.get_secret_value()
 
 
 async def current() -> Dependencies:
-    if _current is None:
-        raise ConfigurationError("none")
-    return _current
+    """What a flow works with: the warm process's, where it runs in one, else made from the environment and kept for
+    the life of this process (a stock worker starts one for each run)."""
+    global _worker
+    warm = provided()
+    if warm is not None:
+        return warm
+    loop = asyncio.get_running_loop()
+    if _worker is None or _worker[0] is not loop:
+        made = await contextlib.AsyncExitStack().enter_async_context(dependencies(Settings(), kind="worker"))
+        _worker = (loop, made)
+    return _worker[1]
+
+
+async def serve(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT (or until this is cancelled), then stop cleanly. `ready` is told the address.
+
+    Needs PREFECT_API_URL in the environment. The service has a thread and an event loop of its own: in the main thread,
+    Prefect's engine would put its own SIGTERM handler in place during each run.
+    """
+    loop, stop, ended = asyncio.get_running_loop(), Future[None](), asyncio.Event()
+    failures: list[BaseException] = []
+
+    def request_stop() -> None:
+        if not stop.done():
+            stop.set_result(None)
+        for one in handled:
+            loop.remove_signal_handler(one)  # a second signal ends the process as it would by itself
+
+    def work() -> None:
+        try:
+            asyncio.run(serve_until(settings, stop, ready))
+        except BaseException as error:  # whatever it is, whoever waits is to know
+            failures.append(error)
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+
+    handled: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(one, request_stop)
+            handled.append(one)
+    thread = threading.Thread(target=work, name="upright", daemon=True)
+    thread.start()
+    try:
+        await ended.wait()
+    finally:
+        request_stop()
+        await ended.wait()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[str], None] | None = None) -> None:
+    """The service, on the running loop, until `stop` is done."""
+    listener = _listener(settings)
+    with contextlib.closing(listener):
+        await _bring_up_to_date(database_url(settings))
+        runner_settings()
+        # Prefect reads its settings when it is imported.
+        import uvicorn
+
+        from upright.adapters.intake import create_app
+        from upright.adapters.runner.runner import PrefectRunner
+        from upright.services.routing import Router
+
+        async with dependencies(settings) as found:
+            store, bus = found.store, found.bus
+            assert isinstance(store, PostgresStore)  # noqa: S101 (dependencies() has made it)
+            runner = PrefectRunner(found, settings.project)
+
+            async def readiness() -> Mapping[str, str]:
+                try:
+                    await store.ping()
+                    database = ""
+                except Unavailable as error:
+                    database = str(error)
+                return {"postgresql": database, "prefect": runner.problem}
+
+            app = create_app(store, found.dispatch, bus, Router(found.book), runner, settings, readiness)
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5, server_header=False
+            )
+            server = uvicorn.Server(config)
+            # Errors are taken, and wait, while Prefect is still coming up.
+            async with runner.running(wait=False) as working:
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                stopping = asyncio.wrap_future(stop)
+                announced = asyncio.create_task(_announce(runner.registered, listener, ready))
+                await asyncio.wait({serving, stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+                announced.cancel()
+                bus.drain()
+                server.should_exit = True
+                await serving
+                if working.done():
+                    await working
+
+
+async def _announce(registered: asyncio.Event, listener: socket.socket, ready: Callable[[str], None] | None) -> None:
+    await registered.wait()
+    host, port = listener.getsockname()[:2]
+    logger.info("Serving on http://%s:%s", host, port)
+    if ready is not None:
+        ready(f"http://{host}:{port}")
+
+
+def runner_settings() -> None:
+    """What we want of Prefect's client, where the environment doesn't say otherwise."""
+    from upright.adapters.runner.prefect_settings import CLIENT_SETTINGS, environment
+
+    for name, value in environment(CLIENT_SETTINGS).items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigurationError("PREFECT_API_URL is not set; it has the form http://127.0.0.1:4200/api")
+
+
+def _listener(settings: Settings) -> socket.socket:
+    """Bound first: an address that is taken is to be told before anything else starts."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=256)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Can't listen on {settings.host}:{settings.port}: {error.strerror}. Set UPRIGHT_HOST or UPRIGHT_PORT."
+        ) from error
+
+
+async def _bring_up_to_date(url: str) -> None:
+    end = asyncio.get_running_loop().time() + DATABASE_PATIENCE_S
+    while True:
+        try:
+            return await asyncio.to_thread(upgrade, url)
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() >= end:
+                raise UprightError(f"{error} Is UPRIGHT_DATABASE_URL right, and PostgreSQL running?") from error
+            logger.warning("%s Trying again.", error)
+            await asyncio.sleep(1)

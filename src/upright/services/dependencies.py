@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,3 +26,15 @@ class Dependencies:
     mailer: Mailer | None = None
     """The service's own way to send e-mail; None where UPRIGHT_SMTP_URL is not set."""
     bus: Any = None
+
+
+_warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)
+
+
+def provide(dependencies: Dependencies) -> None:
+    """What flows work with that run in this asyncio context and those that descend from it: a runner's own."""
+    _warm.set(dependencies)
+
+
+def provided() -> Dependencies | None:
+    return _warm.get()

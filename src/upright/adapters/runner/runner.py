@@ -23,7 +23,7 @@ from upright.adapters.runner.execution import Execution, execute
 from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.verdict import Status
 from upright.errors import StaleEpoch, Unavailable, UprightError
-from upright.services.dependencies import Dependencies
+from upright.services.dependencies import Dependencies, provide
 from upright.services.ports import RecoveryRecord
 
 logger = logging.getLogger("upright.runner")
@@ -49,9 +49,12 @@ class PrefectRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._deployed: dict[str, Deployed] = {}
         self._flows: dict[UUID, Flow[..., Any]] = {}
+        self.registered = asyncio.Event()
+        """Whether flows and deployments are known to Prefect."""
         self._admit, self._poll = asyncio.Event(), asyncio.Event()
         self._client: PrefectClient | None = None
         self._stopping = False
+        self._passed_over: set[UUID] = set()
         self._overdue = False
         """Whether runs from the UI wait for room."""
 
@@ -68,8 +71,11 @@ class PrefectRunner:
         return self._admission.room > self._admission.waiting
 
     @property
-    def ready(self) -> bool:
-        return bool(self._deployed) and not self._stopping
+    def problem(self) -> str:
+        """What keeps it from running recoveries, or ""."""
+        if self._stopping:
+            return "stopping"
+        return "" if self.registered.is_set() else "Prefect's API has not answered yet"
 
     @property
     def deployed(self) -> dict[str, Deployed]:
@@ -78,28 +84,32 @@ class PrefectRunner:
     # Life
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Registers the project with Prefect (waits until its API answers), then works until the block ends."""
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        main = asyncio.create_task(self._main(started), name="upright-runner")
+    async def running(self, *, wait: bool = True) -> AsyncIterator[asyncio.Task[None]]:
+        """Registers the project with Prefect, then works until the block ends. Enters when that is done, or at once
+        if not `wait`. Gives the runner's task, which only ends by itself if it fails."""
+        main = asyncio.create_task(self._main(), name="upright-runner")
         try:
-            await asyncio.wait({main, started}, return_when=asyncio.FIRST_COMPLETED)
-            if main.done():
-                await main
-            yield
+            if wait:
+                registered = asyncio.create_task(self.registered.wait())
+                await asyncio.wait({main, registered}, return_when=asyncio.FIRST_COMPLETED)
+                registered.cancel()
+                if main.done():
+                    await main
+            yield main
         finally:
             main.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await main
 
-    async def _main(self, started: asyncio.Future[None]) -> None:
+    async def _main(self) -> None:
         # One client for all runs: each new one would build an SSL context. The engine finds it in the context of this
         # task, from which every run's task descends.
+        provide(self._dependencies)
         async with AsyncClientContext.get_or_create() as shared:
             with SyncClientContext.get_or_create():
                 self._client = client = shared.client
                 await self._register(client)
-                started.set_result(None)
+                self.registered.set()
                 loops = [
                     self._admitting(),
                     self._picking_up(client),
@@ -183,6 +193,9 @@ class PrefectRunner:
     async def _launch(self, recovery: RecoveryRecord) -> None:
         """Create the flow run under its deployment, already Pending, so that nobody else picks it up; then run it."""
         assert self._client is not None  # noqa: S101 (set before any loop starts)
+        recovery = await self._store.recovery(recovery.id)
+        if recovery.status.final or recovery.flow_run_id is not None:
+            return  # another replica was faster
         event = await self._store.event_of(recovery.error_id, recovery.tenant)
         deployed = self._deployed.get(recovery.runbook)
         if deployed is None:
@@ -274,10 +287,16 @@ class PrefectRunner:
         runner, lease_s = self._dependencies.runner, self._settings.lease_s
         for recovery in await self._store.take_expired(runner, lease_s, room):
             await self._forget_own(recovery.id)
+            if self._admission.knows(recovery.id):
+                continue  # it waits in our own queue
             if self._admission.take(recovery.id):
                 self._spawn(self._resume(recovery), recovery.id)
-        for recovery in await self._store.queued(self._admission.room):
-            self._admission.add(recovery)
+        # A queued one belongs to the replica that accepted it, until it has let a turn pass.
+        queued = await self._store.queued(self._admission.room)
+        for recovery in queued:
+            if recovery.id in self._passed_over:
+                self._admission.add(recovery)
+        self._passed_over = {recovery.id for recovery in queued}
         if self._admission.waiting:
             self._admit.set()
 
