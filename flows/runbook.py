@@ -32,6 +32,7 @@ from upright.domain.verdict import Status, Verdict
 from upright.errors import StaleEpoch
 from upright.services import alerts, reporting
 from upright.services.acting import Acted
+from upright.services.dependencies import Dependencies
 from upright.services.ports import ActionRecord
 from upright.services.recovery import Recovery
 from upright.services.scoring import Choice
@@ -140,32 +141,42 @@ def make(runbook: Runbook) -> Flow[..., Any]:
         Args:
             error_id: id of the error, as ErrorLog and the service know it
         """
-        dependencies = await bootstrap.current()
-        context = get_run_context()
-        assert isinstance(context, FlowRunContext) and context.flow_run is not None  # noqa: S101, PT018 (a flow runs)
-        recovery = await Recovery.begin(
-            dependencies,
-            error_id,
-            runbook=runbook.name,
-            flow_run_id=context.flow_run.id,
-            attempt=context.flow_run.run_count,
-        )
-        _recovery.set(recovery)
-        _acted.set({})
-        attach(recovery)
-        try:
-            async with recovery.leased():
-                return await _recover(recovery, acting, noting)
-        except StaleEpoch as error:
-            # Another process goes on with this very run: leave its state alone.
-            raise Abort(str(error)) from error
-        except Exception as error:
-            # An error of ours must not leave the caller waiting, nor be read as a verdict on the application.
-            if not recovery.record.status.final:
-                await recovery.abandon(f"Upright failed: {type(error).__name__}: {error}")
-            raise
+        async with bootstrap.current() as dependencies:
+            return await _run(dependencies, runbook, error_id, acting, noting)
 
     return run
+
+
+async def _run(
+    dependencies: Dependencies,
+    runbook: Runbook,
+    error_id: str,
+    acting: dict[str, Task[..., Any]],
+    noting: dict[str, Task[..., Any]],
+) -> State[Any]:
+    context = get_run_context()
+    assert isinstance(context, FlowRunContext) and context.flow_run is not None  # noqa: S101, PT018 (a flow runs)
+    recovery = await Recovery.begin(
+        dependencies,
+        error_id,
+        runbook=runbook.name,
+        flow_run_id=context.flow_run.id,
+        attempt=context.flow_run.run_count,
+    )
+    _recovery.set(recovery)
+    _acted.set({})
+    attach(recovery)
+    try:
+        async with recovery.leased():
+            return await _recover(recovery, acting, noting)
+    except StaleEpoch as error:
+        # Another process goes on with this very run: leave its state alone.
+        raise Abort(str(error)) from error
+    except Exception as error:
+        # An error of ours must not leave the caller waiting, nor be read as a verdict on the application.
+        if not recovery.record.status.final:
+            await recovery.abandon(f"Upright failed: {type(error).__name__}: {error}")
+        raise
 
 
 async def _recover(

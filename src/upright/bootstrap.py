@@ -29,8 +29,6 @@ logger = logging.getLogger("upright")
 DATABASE_PATIENCE_S = 60.0
 """How long a start waits for PostgreSQL."""
 
-_worker: tuple[asyncio.AbstractEventLoop, Dependencies] | None = None
-
 
 def process_name(kind: str = "upright") -> str:
     """Under which leases are taken: of this process alone, also after a restart with the same pid."""
@@ -63,18 +61,16 @@ def database_url(settings: Settings) -> str:
     return settings.database_url.get_secret_value()
 
 
-async def current() -> Dependencies:
-    """What a flow works with: the warm process's, where it runs in one, else made from the environment and kept for
-    the life of this process (a stock worker starts one for each run)."""
-    global _worker
+@contextlib.asynccontextmanager
+async def current() -> AsyncIterator[Dependencies]:
+    """What a flow works with: the warm process's, where it runs in one, else made from the environment for this run
+    (a stock worker starts a process for each)."""
     warm = provided()
     if warm is not None:
-        return warm
-    loop = asyncio.get_running_loop()
-    if _worker is None or _worker[0] is not loop:
-        made = await contextlib.AsyncExitStack().enter_async_context(dependencies(Settings(), kind="worker"))
-        _worker = (loop, made)
-    return _worker[1]
+        yield warm
+    else:
+        async with dependencies(Settings(), kind="worker") as made:
+            yield made
 
 
 async def serve(settings: Settings, ready: Callable[[str], None] | None = None) -> None:
