@@ -1,0 +1,67 @@
+"""Migrations agree with the tables, and replicas that start together don't get in each other's way."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+from upright.adapters.store import Database, upgrade
+from upright.adapters.store.database import address
+from upright.adapters.store.migrate import configuration
+from upright.adapters.store.tables import SCHEMA, metadata
+from upright.errors import ConfigurationError, Unavailable
+
+
+def test_migrations_make_the_tables(database_url: str) -> None:
+    engine = create_engine(address(database_url), poolclass=NullPool)
+    options = {
+        "version_table_schema": SCHEMA,
+        "include_schemas": True,
+        "include_name": lambda name, kind, _: kind != "schema" or name == SCHEMA,
+        "compare_server_default": True,
+    }
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_replicas_that_start_together_take_turns(fresh_postgres_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(upgrade, fresh_postgres_url) for _ in range(4)]:
+            done.result(60)
+    upgrade(fresh_postgres_url)
+    engine = create_engine(address(fresh_postgres_url), poolclass=NullPool)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM upright.alembic_version")).scalar_one() == 1
+
+
+def test_the_first_migration_can_be_undone(fresh_postgres_url: str) -> None:
+    upgrade(fresh_postgres_url)
+    engine = create_engine(address(fresh_postgres_url), poolclass=NullPool)
+    with engine.begin() as connection:
+        command.downgrade(configuration(connection), "base")
+        left = connection.execute(
+            text("SELECT count(*) FROM pg_class WHERE relnamespace = 'upright'::regnamespace AND relkind = 'r'")
+        )
+        assert left.scalar_one() == 1  # alembic's own
+    upgrade(fresh_postgres_url)
+
+
+@pytest.mark.parametrize("url", ["mysql://localhost/x", "nonsense", ""])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        upgrade(url)
+
+
+async def test_a_database_that_is_not_there() -> None:
+    url = "postgresql://postgres:hidden@127.0.0.1:1/none"
+    with pytest.raises(Unavailable) as caught:
+        upgrade(url)
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(Unavailable):
+        await Database.open(url)
