@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from uuid import uuid4
 
@@ -36,7 +36,7 @@ def process_name(kind: str = "upright") -> str:
 
 
 @contextlib.asynccontextmanager
-async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncIterator[Dependencies]:
+async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGenerator[Dependencies]:
     """All that a recovery works with, on an up-to-date database. Raises ConfigurationError, Unavailable."""
     url = database_url(settings)
     book = runbook_files.load(settings.project)
@@ -62,7 +62,7 @@ def database_url(settings: Settings) -> str:
 
 
 @contextlib.asynccontextmanager
-async def current() -> AsyncIterator[Dependencies]:
+async def current() -> AsyncGenerator[Dependencies]:
     """What a flow works with: the warm process's, where it runs in one, else made from the environment for this run
     (a stock worker starts a process for each)."""
     warm = provided()

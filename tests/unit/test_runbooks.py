@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from upright.adapters import runbook_files
+from upright.adapters import runbook_files, runbook_schema
 from upright.errors import ConfigurationError, RunbookError
 from upright.services.strategies import STRATEGIES
 
@@ -209,3 +210,20 @@ def test_wrong_priors_are_told(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=told):
         runbook_files.priors(path)
+
+
+@pytest.mark.parametrize("name", runbook_schema.SCHEMAS)
+def test_the_editors_schema_is_current(name: str) -> None:
+    assert (PROJECT / "runbooks" / "schema" / name).read_text() == runbook_schema.text(name)
+
+
+def test_the_shipped_files_fit_the_editors_schema() -> None:
+    for path in (PROJECT / "runbooks").glob("*.yaml"):
+        name = "severity.json" if path.name == "severity.yaml" else "runbook.json"
+        jsonschema.validate(YAML(typ="safe").load(path), runbook_schema.schema(name))
+
+
+def test_the_editors_schema_knows_each_strategys_parameters() -> None:
+    wrong = {"name": "mine", "steps": [{"strategy": "retry", "parameters": {"clear_pattern": "*"}}]}
+    with pytest.raises(jsonschema.ValidationError, match="clear_pattern"):
+        jsonschema.validate(wrong, runbook_schema.schema("runbook.json"))

@@ -12,7 +12,6 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from upright.domain.runbook import Runbook, SeverityTable, Step
 from upright.domain.severity import Severity
@@ -76,10 +75,11 @@ def _read(path: Path) -> _Document:
     document = _Document(path)
     yaml = YAML(typ="safe", pure=True)
     try:
-        node: Node | None = yaml.compose(path.read_text("utf-8"))  # pyright: ignore
+        node: Any = yaml.compose(path.read_text("utf-8"))  # pyright: ignore
     except MarkedYAMLError as error:
-        mark = error.problem_mark
-        document.problems.append(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}")
+        told: Any = error
+        line = told.problem_mark.line + 1 if told.problem_mark else 1
+        document.problems.append(f"{path}:{line}: not valid YAML: {told.problem}")
         return document
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         document.problems.append(f"{path}:1: can't be read: {error}")
@@ -91,13 +91,14 @@ def _read(path: Path) -> _Document:
     return document
 
 
-def _plain(yaml: Any, node: Node, where: _Path, document: _Document) -> Any:
+def _plain(yaml: Any, node: Any, where: _Path, document: _Document) -> Any:
     document.lines.setdefault(where, node.start_mark.line + 1)
-    if isinstance(node, SequenceNode):
-        return [_plain(yaml, item, (*where, index), document) for index, item in enumerate(node.value)]
-    if isinstance(node, MappingNode):
+    parts: list[Any] = node.value
+    if node.id == "sequence":
+        return [_plain(yaml, item, (*where, index), document) for index, item in enumerate(parts)]
+    if node.id == "mapping":
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in parts:
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in result:
@@ -107,7 +108,6 @@ def _plain(yaml: Any, node: Node, where: _Path, document: _Document) -> Any:
             document.lines[(*where, key)] = line
             result[key] = _plain(yaml, value_node, (*where, key), document)
         return result
-    assert isinstance(node, ScalarNode)  # noqa: S101 (YAML has no fourth kind of node)
     return yaml.constructor.construct_object(node)
 
 

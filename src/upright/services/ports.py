@@ -27,9 +27,9 @@ class ActionRecord:
     strategy: str
     verdict: Verdict
     reason: str = ""
-    values: Json = field(default_factory=dict)
-    before: Json = field(default_factory=dict)
-    after: Json = field(default_factory=dict)
+    values: Json = field(default_factory=dict[str, object])
+    before: Json = field(default_factory=dict[str, object])
+    after: Json = field(default_factory=dict[str, object])
     evidence: Evidence | None = None
     score: float | None = None
     cost_s: float | None = None

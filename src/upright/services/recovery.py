@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -71,7 +71,7 @@ class Recovery:
         return sorted(self._actions.values(), key=lambda action: action.position)
 
     @contextlib.asynccontextmanager
-    async def leased(self) -> AsyncIterator[None]:
+    async def leased(self) -> AsyncGenerator[None]:
         """Keep the lease while the block runs. A database that is away for a moment is no reason to stop: what an
         overtaken run still writes is refused by its epoch."""
         settings = self.dependencies.settings

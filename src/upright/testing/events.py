@@ -58,5 +58,10 @@ def error_event(
 
 
 def page(method: str = "GET", **fields: Any) -> RequestDetail:
-    given = {"route": "report/<int:year>/", "path": "/report/2026/", "view": "shop.views.report", "replayable": True}
+    given: dict[str, Any] = {
+        "route": "report/<int:year>/",
+        "path": "/report/2026/",
+        "view": "shop.views.report",
+        "replayable": True,
+    }
     return RequestDetail(method=method, **{**given, **fields})

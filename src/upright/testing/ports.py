@@ -116,7 +116,8 @@ class InMemoryStore:
         self.own_results[error_id] = success
 
     async def errors(self, *, limit: int = 50, service: str | None = None, status: str | None = None) -> Sequence[Json]:
-        return [{"error_id": str(one), "service": event.service} for one, event in self.events.items()][:limit]
+        found: list[Json] = [{"error_id": str(one), "service": event.service} for one, event in self.events.items()]
+        return found[:limit]
 
     # Recoveries
 

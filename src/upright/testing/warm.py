@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +63,7 @@ class Warm:
 @contextlib.asynccontextmanager
 async def warm(
     database_url: str, dispatch: Dispatch, project: Path = Path(), *, migrate: bool = True, **settings: Any
-) -> AsyncIterator[Warm]:
+) -> AsyncGenerator[Warm]:
     """Needs PREFECT_API_URL in the environment."""
     if migrate:
         await asyncio.to_thread(upgrade, database_url)

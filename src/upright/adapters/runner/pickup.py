@@ -62,11 +62,12 @@ async def waiting(client: PrefectClient, work_pool: str) -> tuple[list[FlowRun],
     pause_s = POLL_S
     for response in found:
         run = response.flow_run
-        start = run.next_scheduled_start_time or now
-        if start <= now:
+        start = run.next_scheduled_start_time
+        wait_s = start.timestamp() - now.timestamp() if start is not None else 0.0
+        if wait_s <= 0:
             due.append(run)
         else:
-            pause_s = min(pause_s, (start - now).total_seconds())
+            pause_s = min(pause_s, wait_s)
     return due, pause_s
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -84,7 +84,7 @@ class PrefectRunner:
     # Life
 
     @contextlib.asynccontextmanager
-    async def running(self, *, wait: bool = True) -> AsyncIterator[asyncio.Task[None]]:
+    async def running(self, *, wait: bool = True) -> AsyncGenerator[asyncio.Task[None]]:
         """Registers the project with Prefect, then works until the block ends. Enters when that is done, or at once
         if not `wait`. Gives the runner's task, which only ends by itself if it fails."""
         main = asyncio.create_task(self._main(), name="upright-runner")

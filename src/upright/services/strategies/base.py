@@ -50,8 +50,8 @@ class Plan:
 
     command: Literal["apply", "retry"]
     target: str = ""
-    values: Json = field(default_factory=dict)
-    before: Json = field(default_factory=dict)
+    values: Json = field(default_factory=dict[str, object])
+    before: Json = field(default_factory=dict[str, object])
     """The readings that the values were computed from."""
     scope: Literal["process", "once"] = "process"
     retry: RetryPolicy | None = None

@@ -108,5 +108,7 @@ def _share(event: Event, fleet: Fleet, alias: str) -> int | None:
         return None
     reserved = as_number(database.get("reserved_connections")) or 0
     others = as_number(database.get("other_connections")) or 0
-    processes = {one.id for one in fleet.instances} | ({event.instance} if event.instance else set())
+    processes = {one.id for one in fleet.instances}
+    if event.instance:
+        processes.add(event.instance)
     return max(0, math.floor((limit - reserved - others) / max(1, len(processes))))

@@ -1,0 +1,40 @@
+"""JSON Schemas of the runbook files, for editors: `runbooks/schema/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from upright.domain.runbook import Runbook, SeverityTable
+from upright.services.strategies import STRATEGIES
+
+SCHEMAS: dict[str, type[BaseModel]] = {"runbook.json": Runbook, "severity.json": SeverityTable}
+
+
+def schema(name: str) -> dict[str, Any]:
+    """With the strategies' names, and each one's own parameters."""
+    found: dict[str, Any] = SCHEMAS[name].model_json_schema()
+    step = found["$defs"]["Step"]
+    step["properties"]["strategy"] = {"enum": list(STRATEGIES)}
+    step["allOf"] = [
+        {
+            "if": {"properties": {"strategy": {"const": strategy.name}}},
+            "then": {"properties": {"parameters": strategy.parameters.model_json_schema()}},
+        }
+        for strategy in STRATEGIES.values()
+    ]
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
+
+
+def text(name: str) -> str:
+    return json.dumps(schema(name), indent=2) + "\n"
+
+
+def write(directory: Path) -> None:
+    """Into a project's `runbooks/schema/`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in SCHEMAS:
+        (directory / name).write_text(text(name), "utf-8")
