@@ -67,12 +67,7 @@ def run(layout: Layout) -> None:
     with board:
         stack.start()
     try:
-        parts = {
-            "database_url": layout.database_url,
-            "prefect_api_url": layout.prefect_api_url,
-            "service_url": layout.service_url,
-        }
-        with announced(layout.data_dir, parts):
+        with announced(layout.data_dir, layout.addresses()):
             console.print(welcome(layout))
             stack.watch(until=lambda: False)
     except EngineFailed:

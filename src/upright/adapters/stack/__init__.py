@@ -1,6 +1,6 @@
 """Everything on one machine: engines, service and sample shop, started in order, watched, and stopped together."""
 
-from upright.adapters.stack.layout import Layout, Ports, build
+from upright.adapters.stack.layout import Layout, Ports, build, engines
 from upright.adapters.stack.parts import ChildPart, EnginePart, Part, TaskPart
 from upright.adapters.stack.supervisor import Progress, Stack, State
 
@@ -15,4 +15,5 @@ __all__ = [
     "State",
     "TaskPart",
     "build",
+    "engines",
 ]

@@ -45,6 +45,22 @@ class Layout:
     """The service's own database."""
     shop: ShopAddresses | None = None
 
+    def addresses(self) -> dict[str, str]:
+        """For other commands on this machine."""
+        return {
+            "database_url": self.database_url,
+            "prefect_api_url": self.prefect_api_url,
+            "service_url": self.service_url,
+        }
+
+    def for_applications(self) -> dict[str, str]:
+        """Environment that connects an instance of the shop with the service."""
+        return {
+            "UPRIGHT_URL": self.service_url,
+            "UPRIGHT_SECRET": self.secret,
+            "SHOP_PREFECT_UI_URL": self.prefect_url,
+        }
+
 
 def build(
     data_dir: Path,
@@ -57,40 +73,51 @@ def build(
     environment: Mapping[str, str] | None = None,
     durable: bool = True,
 ) -> Layout:
-    """Lay the stack out. Raises EngineFailed when a port is taken or a directory can't be written, before anything
-    starts. `environment` is more of it for the service."""
-    data_dir = _writable(data_dir.absolute())
-    layout = Layout(data_dir, secret=_secret(data_dir))
-    ports = _settle(ports, with_prefect=prefect_api_url is None, with_shop=shop_dir is not None)
-    layout.parts.append(_Owner(data_dir))
+    """Lay the whole stack out. Raises EngineFailed when a port is taken or a directory can't be written, before
+    anything starts. `environment` is more of it for the service."""
+    service_port = _settle(ports.service, "The Upright service", "--port")
+    shop_port = _settle(ports.shop, "The sample shop", "--shop-port") if shop_dir is not None else 0
+    layout = engines(
+        data_dir,
+        prefect_port=ports.prefect,
+        database_url=database_url,
+        prefect_api_url=prefect_api_url,
+        durable=durable,
+    )
+    layout.secret = _secret(layout.data_dir)
+    layout.service_url = f"http://127.0.0.1:{service_port}"
+    shop = ShopEngines(layout.data_dir / "shop", durable=durable) if shop_dir is not None else None
+    smtp = shop.smtp_url if shop is not None else None
+    layout.parts.append(_service_part(layout, project, service_port, smtp, environment or {}))
+    if shop_dir is not None and shop is not None:
+        layout.shop = ShopAddresses(shop, shop_port)
+        layout.parts += shop_parts(shop_dir, shop, layout.shop, environment=layout.for_applications())
+    return layout
 
-    needs: list[str] = []
+
+def engines(
+    data_dir: Path,
+    *,
+    prefect_port: int = 0,
+    database_url: str | None = None,
+    prefect_api_url: str | None = None,
+    durable: bool = True,
+) -> Layout:
+    """Only what the service stands on: PostgreSQL and a Prefect server, each where no address is given."""
+    layout = Layout(_writable(data_dir.absolute()))
+    layout.parts.append(_Owner(layout.data_dir))
     if database_url is None or prefect_api_url is None:
-        postgres = EmbeddedPostgres(data_dir / "postgres", durable=durable, max_connections=150)
-        layout.parts.append(EnginePart(postgres, after=("Data directory",), then=lambda: _databases(postgres)))
-        needs.append(postgres.name)
+        postgres = EmbeddedPostgres(layout.data_dir / "postgres", durable=durable, max_connections=150)
+        layout.parts.append(EnginePart(postgres, after=(_Owner.name,), then=lambda: _databases(postgres)))
         database_url = database_url or postgres.url("upright")
         if prefect_api_url is None:
-            prefect = EmbeddedPrefect(data_dir / "prefect", postgres.url("prefect"), port=ports.prefect)
+            port = _settle(prefect_port, "The Prefect server", "--prefect-port")
+            prefect = EmbeddedPrefect(layout.data_dir / "prefect", postgres.url("prefect"), port=port)
             layout.parts.append(_prefect_part(prefect, postgres.name))
-            needs.append(prefect.name)
-            prefect_api_url = f"http://127.0.0.1:{ports.prefect}/api"
+            prefect_api_url = prefect.api_url
     layout.database_url = database_url
     layout.prefect_api_url = prefect_api_url
     layout.prefect_url = prefect_api_url.removesuffix("/").removesuffix("/api")
-    layout.service_url = f"http://127.0.0.1:{ports.service}"
-
-    engines = ShopEngines(data_dir / "shop", durable=durable) if shop_dir is not None else None
-    smtp = engines.smtp_url if engines is not None else None
-    layout.parts.append(_service_part(layout, project, ports.service, tuple(needs), smtp, environment or {}))
-    if shop_dir is not None and engines is not None:
-        layout.shop = ShopAddresses.of(engines, ports.shop)
-        more = {
-            "UPRIGHT_URL": layout.service_url,
-            "UPRIGHT_SECRET": layout.secret,
-            "SHOP_PREFECT_UI_URL": layout.prefect_url,
-        }
-        layout.parts += shop_parts(shop_dir, engines, layout.shop, environment=more)
     return layout
 
 
@@ -130,10 +157,11 @@ def _service_part(
     layout: Layout,
     project: Path,
     port: int,
-    needs: tuple[str, ...],
     smtp_url: str | None,
     environment: Mapping[str, str],
 ) -> Part:
+    needs = tuple(part.name for part in layout.parts)
+
     def spawn() -> Child:
         variables = {
             "UPRIGHT_PROJECT": str(project.absolute()),
@@ -193,18 +221,9 @@ def _writable(data_dir: Path) -> Path:
     return data_dir
 
 
-def _settle(ports: Ports, *, with_prefect: bool, with_shop: bool) -> Ports:
-    def settle(port: int, what: str, option: str, wanted: bool) -> int:
-        if not wanted:
-            return port
-        if port == 0:
-            return free_port()
-        way_out = f"Stop what listens there, or choose another port: {option} N (0 takes a free one)."
-        require_free(port, what=what, way_out=way_out)
-        return port
-
-    return Ports(
-        service=settle(ports.service, "The Upright service", "--port", True),
-        prefect=settle(ports.prefect, "The Prefect server", "--prefect-port", with_prefect),
-        shop=settle(ports.shop, "The sample shop", "--shop-port", with_shop),
-    )
+def _settle(port: int, what: str, option: str) -> int:
+    if port == 0:
+        return free_port()
+    way_out = f"Stop what listens there, or choose another port: {option} N (0 takes a free one)."
+    require_free(port, what=what, way_out=way_out)
+    return port

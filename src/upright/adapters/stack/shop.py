@@ -59,10 +59,6 @@ class ShopAddresses:
     engines: ShopEngines
     port: int
 
-    @classmethod
-    def of(cls, engines: ShopEngines, port: int) -> ShopAddresses:
-        return cls(engines, port)
-
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"

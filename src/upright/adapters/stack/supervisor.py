@@ -41,7 +41,7 @@ class Stack:
         try:
             while any(state in (State.WAITING, State.STARTING) for state in self.states.values()):
                 self._step()
-                self._require_running()
+                self.require_running()
                 time.sleep(_POLL_S)
         except BaseException:
             self.stop()
@@ -50,7 +50,7 @@ class Stack:
     def watch(self, until: Callable[[], bool]) -> None:
         """Blocks until `until` says so. Raises EngineFailed when a part ends by itself."""
         while not until():
-            self._require_running()
+            self.require_running()
             time.sleep(0.2)
 
     def stop(self) -> None:
@@ -84,7 +84,8 @@ class Stack:
             self._become(part, State.FAILED)
             raise
 
-    def _require_running(self) -> None:
+    def require_running(self) -> None:
+        """Raises EngineFailed when a part that was up has ended by itself."""
         for part in self.parts:
             if self.states[part.name] is State.UP and part.lasting and part.child and not part.child.running:
                 self._become(part, State.FAILED)
