@@ -321,7 +321,7 @@ async def test_ten_fingerprints_of_one_pool_raise_it_once() -> None:
     assert set(applied) == {1}
     assert len(applied) == 10
     reasons = [one.actions[0].reason for one in recoveries]
-    assert sum("already in force" in reason for reason in reasons) == 9
+    assert sum("was already in force" in reason for reason in reasons) == 9
 
 
 async def test_another_recoverys_change_is_not_withdrawn_by_one_that_it_did_not_help() -> None:

@@ -224,7 +224,7 @@ class Actor:
             and active.version > self._event.desired_version
             and not inherited
         ):
-            reason = "already in force, for another error"
+            reason = "a change of it was already in force"
             return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)
         if not locked:
             return replace(acted, settled=Verdict.SKIPPED, reason="another recovery is acting on it")

@@ -182,7 +182,8 @@ class Recovery:
                 )
                 live = {one.id for one in instances}
                 applied = {instance for instance, one in acknowledged if one.status == "applied"}
-                self.converged[strategy] = f"{len(applied)} of {len(live | applied)} processes"
+                if live | applied:
+                    self.converged[strategy] = f"{len(applied)} of {len(live | applied)} processes"
                 if live <= applied or time.monotonic() >= until:
                     break
                 await asyncio.sleep(CONVERGENCE_POLL_S)

@@ -31,6 +31,8 @@ logger = logging.getLogger("upright.runner")
 HEARTBEAT_S = 15.0
 RETRY_S = 1.0
 """Before starting a run is tried again, when Prefect's API does not answer."""
+MAX_EPOCH = 6
+"""A recovery that has been taken over this often takes its processes down with it."""
 GRACE_S = 5.0
 """What running recoveries get to end by themselves when the service stops."""
 
@@ -199,10 +201,7 @@ class PrefectRunner:
         event = await self._store.event_of(recovery.error_id, recovery.tenant)
         deployed = self._deployed.get(recovery.runbook)
         if deployed is None:
-            message = f"There is no runbook named {recovery.runbook!r} any more"
-            await self._store.conclude(
-                recovery.id, epoch=recovery.epoch, status=Status.NOT_RECOVERED, message=message, explanation={}
-            )
+            await self._end(recovery, Status.NOT_RECOVERED, f"There is no runbook named {recovery.runbook!r} any more")
             return
         flow_run = await self._patiently(
             lambda client: client.create_flow_run_from_deployment(
@@ -309,16 +308,22 @@ class PrefectRunner:
 
     async def _resume(self, recovery: RecoveryRecord) -> None:
         assert self._client is not None  # noqa: S101 (set before any loop starts)
+        deployed = self._deployed.get(recovery.runbook)
+        if recovery.epoch > MAX_EPOCH or deployed is None:
+            why = "its runbook is gone" if deployed is None else f"its process died {MAX_EPOCH} times"
+            await self._end(recovery, Status.UNKNOWN, f"Given up: {why}")
+            return
         try:
             run = await takeover.reopen(self._client, recovery)
         except takeover.Ended as ended:
-            status = Status.CANCELLED if ended.cancelled else Status.UNKNOWN
-            with contextlib.suppress(StaleEpoch):
-                await self._store.conclude(
-                    recovery.id, epoch=recovery.epoch, status=status, message=str(ended), explanation={}
-                )
+            await self._end(recovery, Status.CANCELLED if ended.cancelled else Status.UNKNOWN, str(ended))
             return
         if run is not None:
-            await self._run(self._deployed[recovery.runbook].flow, run, recovery.id)
+            await self._run(deployed.flow, run, recovery.id)
         elif recovery.flow_run_id is None:
             await self._launch(recovery)
+
+    async def _end(self, recovery: RecoveryRecord, status: Status, why: str) -> None:
+        """Conclude a recovery that no flow run will; whatever its predecessors put in force expires by itself."""
+        with contextlib.suppress(StaleEpoch):
+            await self._store.conclude(recovery.id, epoch=recovery.epoch, status=status, message=why, explanation={})
