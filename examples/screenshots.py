@@ -56,7 +56,7 @@ def prefect_pictures(page: Page, stage: Stage, directory: Path) -> None:
     for name, path, text in (
         ("prefect-runs", "/runs", "in shop"),
         ("prefect-run", f"/runs/flow-run/{run}", "verify timeout_increase"),
-        ("prefect-deployments", "/deployments", "timeout-error"),
+        ("prefect-deployments", "/deployments", "database-error"),
     ):
         show(page, base + path, text)
         page.screenshot(path=directory / f"{name}.png")

@@ -54,5 +54,5 @@ def test_the_prefect_ui_shows_the_run_with_its_tasks(stage: Stage, page: Page) -
     expect(page.get_by_text(run["name"]).first).to_be_visible(timeout=30_000)
     expect(page.get_by_text("score").first).to_be_visible(timeout=30_000)
     page.goto(f"{stage.layout.prefect_url}/deployments")
-    for name in ("database-error", "timeout-error", "connection-error", "cache-corruption"):
+    for name in ("api-error", "database-error", "connection-error", "cache-corruption"):
         expect(page.get_by_text(name).first).to_be_visible(timeout=30_000)
