@@ -40,7 +40,7 @@ screenshots: $(STAMP)-shop $(STAMP)-browser ## Take the pictures of the docs ane
 	@.ci/debian-packages chromium
 	$(PYTHON) examples/screenshots.py docs/images
 
-lint: $(STAMP)-lint ## Style, formatting and import rules
+lint: $(STAMP)-shop $(STAMP)-lint ## Style, formatting and import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
