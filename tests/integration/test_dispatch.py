@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from upright.domain.directive import Acknowledgement, Command, CommandResult, SyncRequest
 from upright.domain.event import Waiter
@@ -54,6 +55,18 @@ async def test_nobody_waits(replica: Replica) -> None:
     assert not await replica.dispatch.waiter_present(accepted.error_id)
     assert await replica.dispatch.to_waiter(accepted.error_id, command()) is None
     assert await replica.dispatch.to_waiter(uuid4(), command()) is None
+
+
+async def test_the_waiter_is_given_no_more_time_than_it_has(replica: Replica) -> None:
+    accepted = await accept(replica.store, an_event(waiter=Waiter(budget_ms=3000, can=["replay"])))
+    await replica.store.put_waiter_command(accepted.error_id, command(deadline_ms=60_000))
+    claimed = await replica.store.claim_waiter_command(accepted.error_id)
+    assert 0 < claimed.deadline_ms <= 3000
+
+
+async def test_the_waiter_is_not_asked_what_it_can_not_do(replica: Replica) -> None:
+    accepted = await accept(replica.store, an_event(waiter=Waiter(budget_ms=60_000, can=["probe"])))
+    assert await replica.dispatch.to_waiter(accepted.error_id, command("replay", 60_000)) is None
 
 
 async def test_the_waiter_leaves_before_it_takes_the_command(replica: Replica) -> None:
@@ -196,8 +209,6 @@ async def test_cancelling_the_wait_withdraws_the_command(replica: Replica) -> No
 
 
 async def test_the_bus_listens_again_after_its_connection_is_cut(replica: Replica) -> None:
-    from sqlalchemy import text
-
     async def listening() -> bool:
         return replica.bus.listening
 
@@ -214,8 +225,6 @@ async def test_the_bus_listens_again_after_its_connection_is_cut(replica: Replic
 
 
 async def test_a_lost_connection_is_replaced(replica: Replica) -> None:
-    from sqlalchemy import text
-
     await accept(replica.store)
     cut = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                "AND pid <> pg_backend_pid() AND application_name <> 'upright bus'")  # fmt: skip

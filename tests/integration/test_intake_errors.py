@@ -7,11 +7,17 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import psycopg
+import pytest
+from sqlalchemy import make_url
 
+from upright.adapters.engines import EmbeddedPostgres
+from upright.adapters.store import ErrorState, topics
 from upright.domain.answer import Answer
 from upright.domain.directive import Command, CommandResult, Results
 from upright.domain.event import Waiter
 from upright.domain.verdict import Evidence, Status, Verdict
+from upright.errors import Unavailable
 from upright.services.ports import ActionRecord, RecoveryRecord
 from upright.testing.intake import Service, an_event, eventually, service_on, waiting
 
@@ -239,6 +245,37 @@ async def test_held_requests_keep_no_connection(service: Service) -> None:
     await eventually(all_wait)
     await ended(service, recovery, Status.NOT_RECOVERED)
     assert {answer_of(one).recovery.status for one in await asyncio.gather(*held)} == {"not_recovered"}
+
+
+async def test_a_held_request_outlives_a_restart_of_the_database(
+    service: Service, postgres_server: EmbeddedPostgres, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, failures = service.store.error_state, list[Unavailable]()
+
+    async def watched(error_id: UUID, tenant: str | None = None) -> ErrorState:
+        try:
+            return await look(error_id, tenant)
+        except Unavailable as error:
+            failures.append(error)
+            raise
+
+    monkeypatch.setattr(service.store, "error_state", watched)
+    held = asyncio.create_task(service.sender.post("/v1/errors", waiting(), wait_ms=20_000))
+    recovery = await service.running()
+    name = make_url(database_url).database
+    with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+        service.replica.bus.wake(topics.of_recovery(recovery.id))
+
+        async def found_no_database() -> bool:
+            return bool(failures)
+
+        await eventually(found_no_database)
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    await ended(service, recovery)
+    assert answer_of(await held).recovery.success
 
 
 async def test_held_requests_end_when_the_service_stops(service: Service) -> None:

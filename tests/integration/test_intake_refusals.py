@@ -22,6 +22,7 @@ from upright.domain.directive import SyncRequest
 from upright.domain.verdict import Status
 from upright.errors import ConfigurationError
 from upright.testing.intake import (
+    FixedRouter,
     Replica,
     Sender,
     Service,
@@ -262,6 +263,18 @@ async def served(replica: Replica) -> AsyncIterator[Service]:
     replica.bus.drain()
     server.should_exit = True
     await running
+
+
+async def test_a_failure_of_ours_is_told_without_its_traceback(
+    served: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FixedRouter, event: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(FixedRouter, "route", broken)
+    response = await served.sender.post("/v1/errors", an_event())
+    refused(response, 500, "internal")
+    assert "secret detail" not in response.text
 
 
 async def test_too_large_a_body(served: Service) -> None:

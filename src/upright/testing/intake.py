@@ -105,7 +105,7 @@ class FixedRouter:
 class SubmittedRecoveries:
     """A launcher that keeps what it is given, for the test to carry out."""
 
-    submitted: list[RecoveryRecord] = field(default_factory=list)
+    submitted: list[RecoveryRecord] = field(default_factory=list[RecoveryRecord])
 
     def submit(self, recovery: RecoveryRecord) -> None:
         self.submitted.append(recovery)
@@ -184,7 +184,8 @@ class Service:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**{"secrets": [SecretStr(SECRET)], **changes})
+    values: dict[str, Any] = {"secrets": [SecretStr(SECRET)], **changes}
+    return Settings(**values)
 
 
 def service_on(replica: Replica, **changes: Any) -> Service:

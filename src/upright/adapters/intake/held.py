@@ -14,6 +14,7 @@ from upright.adapters.bus import Bus, Subscription
 from upright.adapters.intake import answers
 from upright.adapters.store import ErrorState, PostgresStore
 from upright.domain.answer import Answer
+from upright.errors import Unavailable
 
 
 class Client:
@@ -66,16 +67,21 @@ async def hold(
     `waits`: this caller carries out commands. `look_first` False: nothing can have happened yet.
     """
     loop = asyncio.get_running_loop()
-    state: ErrorState | None = None
     if not look_first and until > loop.time():
         await news.wait(until - loop.time())
     while True:
-        state = await store.error_state(error_id)
         left_ms = 1000 * (until - loop.time())
-        if waits and not client.gone:
-            held = await _work(store, state, left_ms)
-            if held is not None:
-                return held
+        try:
+            state = await store.error_state(error_id)
+            held = await _work(store, state, left_ms) if waits and not client.gone else None
+        except Unavailable:
+            # The error is stored; while PostgreSQL restarts there is still time.
+            if left_ms <= 0 or client.gone or bus.closing:
+                raise
+            await news.wait(left_ms / 1000)
+            continue
+        if held is not None:
+            return held
         if answers.final(state):
             return Held(answers.answer(state), final=True)
         if left_ms <= 0 or client.gone or bus.closing:

@@ -48,25 +48,22 @@ class SyncRoute:
         with self._bus.subscribe(topics.of_service(tenant, body.service)) as news:
             async with watched(request, news) as client:
                 sync = await self._store.arrive(tenant, body)
+                commands: list[Command] = []
+                outcomes: list[Outcome] = []
                 while True:
                     found = await self._store.news(tenant, body.service, body.instance, sync=sync, kinds=kinds)
                     if client.gone:
                         await self._store.forget_instance(tenant, body.service, body.instance, sync=sync)
                         break
-                    something = found.version > body.desired_version or found.commands or found.outcomes
-                    over = loop.time() >= until or self._bus.closing
-                    if something or over or not found.current:
+                    if found.current and found.commands:  # of several processes that see it, one gets it
+                        commands = await self._store.claim_agent_commands(tenant, body.service, body.instance, kinds)
+                    if found.current and found.outcomes:
+                        outcomes = await self._store.undelivered_outcomes(tenant, body.service, instance=body.instance)
+                    if commands or outcomes or found.version > body.desired_version or not found.current:
+                        break
+                    if loop.time() >= until or self._bus.closing:
                         break
                     await news.wait(until - loop.time())
-                takes = found.current and not client.gone
-                commands: list[Command] = []
-                outcomes: list[Outcome] = []
-                if takes and found.commands:
-                    commands = await self._store.claim_agent_commands(tenant, body.service, body.instance, kinds)
-                if takes and found.outcomes:
-                    outcomes = list(
-                        await self._store.undelivered_outcomes(tenant, body.service, instance=body.instance)
-                    )
                 version, desired = await self._store.desired(tenant, body.service)
         return self._gate.respond(
             request, 200, SyncAnswer(version=version, desired=desired, commands=commands, outcomes=outcomes)

@@ -13,15 +13,19 @@ from upright.adapters.store.acknowledgements import acknowledge
 from upright.adapters.store.database import Database, Row, Transaction, as_json
 from upright.domain.directive import Command, CommandResult
 
-_TO_WAITER = text("""
+# What the caller began in time may end a little late, and its result is still worth having.
+_LATE_S = 2
+
+_TO_WAITER = text(f"""
     INSERT INTO upright.command (id, tenant, service, error_id, kind, body, status, taken_at, taken_by, deadline_at)
     SELECT :id, e.tenant, e.service, e.id, :kind, CAST(:body AS jsonb), CAST(:status AS text),
            CASE WHEN :status = 'taken' THEN clock_timestamp() END,
            CASE WHEN :status = 'taken' THEN 'waiter' END,
-           clock_timestamp() + make_interval(secs => :seconds)
-    FROM upright.error e WHERE e.id = :error_id AND e.waiter_until > clock_timestamp()
+           least(clock_timestamp() + make_interval(secs => :seconds), e.waiter_until + interval '{_LATE_S} seconds')
+    FROM upright.error e
+    WHERE e.id = :error_id AND e.waiter_until > clock_timestamp() AND :kind = ANY(e.waiter_can)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id""")
+    RETURNING id""")  # noqa: S608  # constants only
 
 _TO_AGENT = text("""
     INSERT INTO upright.command (id, tenant, service, instance, kind, body, deadline_at)
@@ -29,22 +33,22 @@ _TO_AGENT = text("""
             clock_timestamp() + make_interval(secs => :seconds))
     ON CONFLICT (id) DO NOTHING""")
 
-_LEFT = "1000 * extract(epoch FROM deadline_at - clock_timestamp()) AS left_ms"
-
-_CLAIM_FOR_WAITER = text(f"""
+# Its time is the command's, and no more than it has itself: the second statement sees the row as it was before.
+_CLAIM_FOR_WAITER = text("""
     WITH claimed AS (
         UPDATE upright.command SET status = 'taken', taken_at = clock_timestamp(), taken_by = 'waiter'
         WHERE id = (
             SELECT id FROM upright.command
             WHERE error_id = :error_id AND status = 'waiting' AND deadline_at > clock_timestamp()
             ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING body, deadline_at, {_LEFT}
+        RETURNING body, deadline_at
     ), presence AS (
         UPDATE upright.error SET waiter_until = claimed.deadline_at FROM claimed WHERE id = :error_id
     )
-    SELECT body, left_ms FROM claimed""")  # noqa: S608  # constants only
+    SELECT body, 1000 * extract(epoch FROM least(deadline_at, e.waiter_until) - clock_timestamp()) AS left_ms
+    FROM claimed, upright.error e WHERE e.id = :error_id""")
 
-_CLAIM_FOR_AGENT = text(f"""
+_CLAIM_FOR_AGENT = text("""
     UPDATE upright.command SET status = 'taken', taken_at = clock_timestamp(), taken_by = :instance
     WHERE id IN (
         SELECT id FROM upright.command
@@ -53,7 +57,7 @@ _CLAIM_FOR_AGENT = text(f"""
           AND (instance IS NULL OR instance = :instance)
           AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
         ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-    RETURNING body, {_LEFT}""")  # noqa: S608  # constants only
+    RETURNING body, 1000 * extract(epoch FROM deadline_at - clock_timestamp()) AS left_ms""")
 
 _FINISH = text("""
     UPDATE upright.command SET status = 'done', result = CAST(:result AS jsonb), finished_at = clock_timestamp()
@@ -81,7 +85,7 @@ class Commands:
         self, error_id: UUID, command: Command, *, status: Literal["waiting", "taken"] = "waiting"
     ) -> bool:
         """For the caller that waits for this error; `taken` where that caller is being answered with it. False if
-        nobody waits."""
+        nobody waits, or it can't carry out that kind."""
 
         async def work(tx: Transaction) -> bool:
             row = await tx.row(

@@ -41,7 +41,7 @@ class Outcomes:
 
     async def undelivered_outcomes(
         self, tenant: str, service: str, limit: int = 100, *, instance: str = ""
-    ) -> Sequence[Outcome]:
+    ) -> list[Outcome]:
         """Hand them to a process, which is to name their recoveries in `outcomes_received`."""
 
         async def work(tx: Transaction) -> list[Outcome]:

@@ -1,5 +1,7 @@
 """Initial tables"""
 
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import sqlalchemy as sa
@@ -284,9 +286,9 @@ def upgrade() -> None:
             "after", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
         ),
         sa.Column("evidence", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-        sa.Column("score", sa.Double(53), nullable=True),
-        sa.Column("cost_s", sa.Double(53), nullable=True),
-        sa.Column("duration_ms", sa.Double(53), server_default=sa.text("0"), nullable=False),
+        sa.Column("score", postgresql.DOUBLE_PRECISION(), nullable=True),
+        sa.Column("cost_s", postgresql.DOUBLE_PRECISION(), nullable=True),
+        sa.Column("duration_ms", postgresql.DOUBLE_PRECISION(), server_default=sa.text("0"), nullable=False),
         sa.Column("directive_version", sa.BigInteger(), nullable=True),
         sa.Column(
             "recorded_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
@@ -383,7 +385,7 @@ def upgrade() -> None:
         sa.Column(
             "after", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
         ),
-        sa.Column("duration_ms", sa.Double(53), server_default=sa.text("0"), nullable=False),
+        sa.Column("duration_ms", postgresql.DOUBLE_PRECISION(), server_default=sa.text("0"), nullable=False),
         sa.Column(
             "received_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
         ),
