@@ -50,7 +50,7 @@ class EmbeddedPostgres:
         self.settings = dict(settings or {})
         self.durable = durable
         self.name = name
-        self._user = _unprivileged() if os.geteuid() == 0 else None
+        self._user = _unprivileged(self.data_dir) if os.geteuid() == 0 else None
         self._lock = DirectoryLock(self.data_dir, name)
         self._child: Child | None = None
         self._socket_dir: Path | None = None
@@ -252,8 +252,10 @@ def _major(binaries: Path) -> str:
     return shown.stdout.split()[-1].partition(".")[0]
 
 
-def _unprivileged() -> tuple[int, int]:
-    """PostgreSQL refuses to run as root, so it runs as somebody who owns nothing else here."""
+def _unprivileged(data_dir: Path) -> tuple[int, int]:
+    """PostgreSQL refuses to run as root, so it runs as the data's owner, or somebody who owns nothing else here."""
+    if data_dir.is_dir() and (owner := data_dir.stat()).st_uid != 0:
+        return owner.st_uid, owner.st_gid
     for name in _UNPRIVILEGED_USERS:
         try:
             entry = pwd.getpwnam(name)
