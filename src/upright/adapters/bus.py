@@ -117,7 +117,7 @@ class Bus:
                 subscription.wake()
 
     async def _listen(self, url: str) -> None:
-        delay = _FIRST_DELAY_S
+        delay, told = _FIRST_DELAY_S, False
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(
@@ -131,14 +131,16 @@ class Bus:
                 ) as connection:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
                     self.listening = True
-                    delay = _FIRST_DELAY_S
+                    delay, told = _FIRST_DELAY_S, False
                     self._wake_all()  # something may have happened while nobody listened
                     async for notification in connection.notifies():
                         node, _, topic = notification.payload.partition(" ")
                         if node != self.node:
                             self._wake(topic)
             except (psycopg.Error, OSError) as error:
-                log.warning("Notifications are off, looking every %s s instead: %s", self.reconcile_s, error)
+                if not told:  # once for each time that they are lost
+                    log.warning("Notifications are off, looking every %s s instead: %s", self.reconcile_s, error)
+                told = True
             finally:
                 self.listening = False
             await asyncio.sleep(delay)
