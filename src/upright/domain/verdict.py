@@ -40,7 +40,8 @@ class Status(StrEnum):
 class Evidence(Message):
     """What was seen of the failed operation after an action."""
 
-    kind: Literal["replay", "retry", "anonymous_replay", "probe"]
+    kind: Literal["replay", "retry", "caller_probe", "anonymous_replay", "probe"]
+    """`caller_probe`: a waiting block's own probe, which failed before the action."""
     outcome: Literal["passed", "failed", "inconclusive"]
     detail: str = ""
     status_code: int | None = None
@@ -57,7 +58,7 @@ def judge(after: Evidence | None, before: Evidence | None = None) -> Verdict:
     """
     if after is None or after.outcome == "inconclusive":
         return Verdict.UNKNOWN
-    first_hand = after.kind in ("replay", "retry")
+    first_hand = after.kind in ("replay", "retry", "caller_probe")
     if not first_hand and (before is None or before.outcome != "failed"):
         return Verdict.UNKNOWN
     return Verdict.RECOVERED if after.outcome == "passed" else Verdict.NOT_RECOVERED

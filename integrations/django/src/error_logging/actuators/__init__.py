@@ -1,0 +1,96 @@
+"""Actuators: what a directive changes in this process, within the bounds of Django's settings.
+
+Each has `apply(directive) -> Change` and, where the change is temporary, `revert(target) -> Change`. What they tell is
+measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from django.http import HttpRequest
+
+from error_logging.actuators import cache, pool, timeout
+from error_logging.actuators.base import Change, NotSupported
+from error_logging.conf import current
+
+logger = logging.getLogger("error_logging")
+
+
+class Actuator(Protocol):
+    def apply(self, target: str, values: Mapping[str, Any]) -> Change: ...
+    def revert(self, target: str) -> Change: ...
+
+
+REGISTRY: Mapping[str, Actuator] = {
+    "pool_increase": pool.PoolIncrease(),
+    "timeout_increase": timeout.TimeoutIncrease(),
+    "cache_clear": cache.CacheClear(),
+}
+
+
+def prepare_request(request: HttpRequest) -> None:
+    """Called at the start of a request while a directive is in force that needs it."""
+    timeout.prepare()
+
+
+def needs_requests() -> bool:
+    return timeout.active()
+
+
+def targets(strategy: str) -> list[str]:
+    """What a strategy could act on in this process."""
+    from django.conf import settings
+
+    if strategy == "cache_clear":
+        return [alias for alias in settings.CACHES if cache.supported(alias)]
+    if strategy == "pool_increase":
+        return [alias for alias in current().databases if pool.configured(alias)]
+    return [alias for alias in current().databases if timeout.supported(alias)]
+
+
+def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
+    """Why Django's settings don't allow it, or None if they do."""
+    conf = current()
+    if not conf.enabled:
+        return "UPRIGHT_ENABLED is False"
+    if conf.allowed_strategies is not None and strategy not in conf.allowed_strategies:
+        return f"UPRIGHT_ALLOWED_STRATEGIES does not hold {strategy}"
+    for parameter, (low, high) in conf.limits.get(strategy, {}).items():
+        value = values.get(parameter)
+        if isinstance(value, int | float) and not low <= value <= high:
+            return f"{parameter} {value:g} is outside {low:g} to {high:g} (UPRIGHT_LIMITS)"
+    return None
+
+
+def acknowledgement(directive: Mapping[str, Any], *, revert: bool = False) -> dict[str, Any]:
+    """Apply or revert a directive, and say what came of it. Never raises."""
+    began = time.monotonic()
+    strategy, target = str(directive.get("strategy")), str(directive.get("target"))
+    given = directive.get("values")
+    values: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    told: dict[str, Any] = {
+        "directive_id": directive.get("id"), "version": directive.get("version", 1), "reason": "", "before": {},
+        "after": {},
+    }  # fmt: skip
+    actuator = REGISTRY.get(strategy)
+    refused = None if revert else refusal(strategy, values)
+    try:
+        if actuator is None:
+            told |= {"status": "unsupported", "reason": f"this application has no {strategy}"}
+        elif refused is not None:
+            told |= {"status": "refused", "reason": refused}
+        else:
+            change = actuator.revert(target) if revert else actuator.apply(target, values)
+            status = "reverted" if revert else "applied"
+            told |= {"status": status, "reason": change.note, "before": change.before, "after": change.after}
+    except NotSupported as error:
+        told |= {"status": "unsupported", "reason": str(error)}
+    except Exception as error:
+        logger.exception("Upright could not %s %s", "revert" if revert else "apply", strategy)
+        told |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+    told["duration_ms"] = round((time.monotonic() - began) * 1000, 2)
+    return told

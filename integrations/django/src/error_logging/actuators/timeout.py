@@ -1,0 +1,106 @@
+"""timeout_increase: the statement timeout of a PostgreSQL database, for the statements of this process.
+
+Set inside each transaction (`SET LOCAL`), never for the session, which would leak through the pool to another request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.db import connections, transaction
+
+from error_logging.actuators.base import Change, NotSupported, whole
+
+_timeouts: dict[str, int] = {}
+"""Statement timeout in ms, by alias, while a directive is in force."""
+_PLAIN = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|VALUES|TABLE|MERGE)\b", re.IGNORECASE)
+"""Statements that may run in a transaction of their own; VACUUM and the like may not."""
+_OWN_SET = re.compile(
+    r"\s*SET\b.*\bstatement_timeout\b|.*\bset_config\s*\(\s*'statement_timeout'", re.IGNORECASE | re.DOTALL
+)
+
+
+def active() -> bool:
+    return bool(_timeouts)
+
+
+def supported(alias: str) -> bool:
+    return connections[alias].vendor == "postgresql"
+
+
+def prepare() -> None:
+    """See that this thread's connections obey. Costs a comparison for each database in question."""
+    for alias in tuple(_timeouts):
+        wrappers = connections[alias].execute_wrappers
+        if _execute not in wrappers:
+            wrappers.append(_execute)
+
+
+class TimeoutIncrease:
+    def apply(self, target: str, values: Mapping[str, Any]) -> Change:
+        timeout_ms = whole(values, "timeout_ms", 1, 3_600_000)
+        if target not in connections.settings or not supported(target):
+            raise NotSupported(f"database {target!r} is not PostgreSQL")
+        before = _measured(target)
+        _timeouts[target] = timeout_ms
+        prepare()
+        after = _measured(target)
+        if after["statement_timeout_ms"] != timeout_ms:
+            del _timeouts[target]
+            raise RuntimeError(f"the database says {after['statement_timeout_ms']} ms after it was set to {timeout_ms}")
+        return Change(before, after)
+
+    def revert(self, target: str) -> Change:
+        before = {"statement_timeout_ms": _timeouts.pop(target, None)}
+        return Change(before, _measured(target))
+
+
+def _measured(alias: str) -> dict[str, Any]:
+    """The timeout that a statement of this process has now."""
+    connection = connections[alias]
+    fresh = connection.connection is None
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT extract(epoch FROM current_setting('statement_timeout')::interval) * 1000")
+            row = cursor.fetchone()
+    finally:
+        if fresh and not connection.in_atomic_block:
+            connection.close()
+    return {"statement_timeout_ms": round(float(row[0])) if row else None}
+
+
+def _execute(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Mapping[str, Any]) -> Any:
+    """An execute wrapper of Django's: gives the statement its timeout."""
+    connection: Any = context["connection"]
+    timeout_ms = _timeouts.get(connection.alias)
+    text = sql if isinstance(sql, str) else ""
+    if timeout_ms is None:
+        return execute(sql, params, many, context)
+    if _OWN_SET.match(text):
+        # The view knows better: its own setting holds for as long as it meant it to.
+        connection.upright_own_timeout = _scope(connection)
+        return execute(sql, params, many, context)
+    own = getattr(connection, "upright_own_timeout", None)
+    if own is not None and own is _scope(connection):
+        return execute(sql, params, many, context)
+    if connection.in_atomic_block:
+        if not connection.needs_rollback:
+            _set_local(connection, timeout_ms)
+        return execute(sql, params, many, context)
+    if not _PLAIN.match(text):
+        return execute(sql, params, many, context)
+    with transaction.atomic(using=connection.alias):
+        _set_local(connection, timeout_ms)
+        return execute(sql, params, many, context)
+
+
+def _scope(connection: Any) -> Any:
+    """What a SET of the view's own lives as long as: the outermost block, or the session."""
+    return connection.atomic_blocks[0] if connection.in_atomic_block else connection.connection
+
+
+def _set_local(connection: Any, timeout_ms: int) -> None:
+    with connection.connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(timeout_ms)])

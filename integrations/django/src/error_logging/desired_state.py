@@ -1,0 +1,161 @@
+"""Desired state: the directives that this process holds, until they expire or the service takes them back.
+
+Expiry runs on the monotonic clock in this process, so that a service that is gone changes nothing for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from error_logging import actuators
+
+logger = logging.getLogger("error_logging")
+
+Directive = Mapping[str, Any]
+Acknowledgement = dict[str, Any]
+REMEMBERED = 100
+"""One-time directives whose acknowledgement is kept, so that none is carried out twice."""
+
+
+@dataclass
+class _Held:
+    directive: Directive
+    expires_at: float
+    acknowledgement: Acknowledgement
+
+
+class _State:
+    """Of one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.version = 0
+        self.held: dict[tuple[str, str], _Held] = {}
+        self.done: dict[str, Acknowledgement] = {}
+        self.reverted: list[Acknowledgement] = []
+        self.changed = threading.Condition(threading.RLock())
+        self.clock: threading.Thread | None = None
+
+
+_state = _State()
+
+
+def version() -> int:
+    """Version of the service's desired state that this process has dealt with."""
+    return _state.version
+
+
+def held() -> list[Directive]:
+    """The directives in force."""
+    with _state.changed:
+        return [one.directive for one in _state.held.values()]
+
+
+def apply_one(directive: Directive) -> Acknowledgement:
+    """Apply a directive that came in a command. Brought twice, it is done once."""
+    with _state.changed:
+        told = _apply(directive)
+        if told["status"] == "applied":
+            _state.version = max(_state.version, int(directive.get("version") or 0))
+        return told
+
+
+def apply_desired(at: int, directives: Iterable[Directive]) -> list[Acknowledgement]:
+    """Make this process be as the complete list says: what is absent ended, and is reverted."""
+    with _state.changed:
+        if at < _state.version:
+            # A waiter's command was faster than this list, which does not know of it.
+            return []
+        wanted = {_key(one): one for one in directives}
+        told = [_revert(key) for key in list(_state.held) if key not in wanted]
+        told += [_apply(one) for one in wanted.values()]
+        _state.version = at
+        return told
+
+
+def take_reverted() -> list[Acknowledgement]:
+    """What expired since the last call."""
+    with _state.changed:
+        told, _state.reverted = _state.reverted, []
+        return told
+
+
+def reset() -> None:
+    """Revert everything; for tests."""
+    with _state.changed:
+        for key in list(_state.held):
+            _revert(key)
+        _state.version = 0
+        _state.done.clear()
+        _state.reverted.clear()
+
+
+def _apply(directive: Directive) -> Acknowledgement:
+    if directive.get("scope") == "once":
+        identity = str(directive.get("id"))
+        if identity not in _state.done:
+            while len(_state.done) >= REMEMBERED:
+                _state.done.pop(next(iter(_state.done)))
+            _state.done[identity] = actuators.acknowledgement(directive)
+        return _state.done[identity]
+    key = _key(directive)
+    expires_at = time.monotonic() + float(directive.get("ttl_s") or 0)
+    known = _state.held.get(key)
+    if known is not None and known.directive.get("version") == directive.get("version"):
+        known.expires_at = min(known.expires_at, expires_at)
+        return known.acknowledgement
+    told = actuators.acknowledgement(directive)
+    if told["status"] == "applied":
+        _state.held[key] = _Held(directive, expires_at, told)
+        _wind_clock()
+    return told
+
+
+def _revert(key: tuple[str, str]) -> Acknowledgement:
+    ended = _state.held.pop(key)
+    return actuators.acknowledgement(ended.directive, revert=True)
+
+
+def _key(directive: Directive) -> tuple[str, str]:
+    return str(directive.get("strategy")), str(directive.get("target"))
+
+
+def _wind_clock() -> None:
+    if _state.clock is None or not _state.clock.is_alive():
+        _state.clock = threading.Thread(target=_watch_expiry, args=(_state,), name="upright-expiry", daemon=True)
+        _state.clock.start()
+    with _state.changed:
+        _state.changed.notify_all()
+
+
+def _watch_expiry(state: _State) -> None:
+    with state.changed:
+        while state.held:
+            now = time.monotonic()
+            for key in [key for key, one in state.held.items() if one.expires_at <= now]:
+                told = _revert(key)
+                if told["status"] != "reverted":
+                    logger.error("Upright could not revert %s of %s: %s", *key, told["reason"])
+                state.reverted.append({**told, "reason": told["reason"] or "expired"})
+            if state.held:
+                state.changed.wait(max(0.01, min(one.expires_at for one in state.held.values()) - time.monotonic()))
+        state.clock = None
+
+
+def _after_fork() -> None:
+    # What the parent held, the child's own actuators hold too: it reverts it when the list or the clock says so.
+    global _state
+    inherited, _state = _state, _State()
+    _state.version = inherited.version
+    _state.held = dict(inherited.held)
+    if _state.held:
+        _wind_clock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,51 @@
+"""trigger_manual_recovery: recover a past error again."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+from error_logging import events, exchange, handling, probes, recording, waiting
+from error_logging.models import ErrorLog
+from error_logging.record import Record
+
+logger = logging.getLogger("error_logging")
+
+
+def trigger_manual_recovery(error_id: str | uuid.UUID) -> dict[str, Any]:
+    """Recover an error of ErrorLog again, also one that someone wrote there by hand.
+
+    Waits up to ERROR_RECOVERY_TIMEOUT ms; what comes later is written to the row.
+
+    Returns:
+        `{"success": …, "error_id": …, "recovery": {"attempted": …, "success": …, "message": …, "actions": […]}}`
+    """
+    try:
+        row = ErrorLog.objects.filter(error_id=uuid.UUID(str(error_id))).first()
+    except ValueError:
+        row = None
+    if row is None:
+        return _result(str(error_id), recording.local_report("There is no such error"))
+    event = events.from_row(row)
+    record = Record(str(row.error_id), event, began=time.monotonic(), spool=None)
+    with waiting.place() as place:
+        if not place:
+            return _result(record.error_id, handling.not_waited(record)["recovery"])
+        waiting.give_back_connections()
+        ended = exchange.run(
+            record, replay=None, probe=probes.evidence_of(None, None, event),
+            path=f"/v1/errors/{record.error_id}/recoveries",
+        )  # fmt: skip
+    report = ended.answer["recovery"]
+    if ended.delivered:
+        row.refresh_from_db()
+        row.context = {**(row.context or {}), **recording.recovery_context(report)}
+        row.resolved = row.resolved or report.get("status") == "recovered"
+        row.save(update_fields=["context", "resolved"])
+    return _result(record.error_id, report)
+
+
+def _result(error_id: str, report: dict[str, Any]) -> dict[str, Any]:
+    return {"success": bool(report.get("success")), "error_id": error_id, "recovery": report}

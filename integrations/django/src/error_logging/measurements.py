@@ -1,0 +1,188 @@
+"""Measurements: what the process can tell of itself when an error is caught. Never any I/O in `of`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.cache import caches
+from django.db import connections
+
+from error_logging.classification import chain as chain_of
+from error_logging.conf import current
+
+logger = logging.getLogger("error_logging")
+
+CANCELLED = {"57014": "statement_timeout", "55P03": "lock_timeout"}
+CONNECT_TIMEOUT_S = 2
+_CACHE_MODULES = ("django.core.cache.backends.", "django_redis.", "django_valkey.")
+_POOL_KEYS = {
+    "pool_min": "min",
+    "pool_max": "max",
+    "pool_size": "size",
+    "pool_available": "available",
+    "requests_waiting": "requests_waiting",
+    "requests_errors": "requests_errors",
+    "connections_errors": "connections_errors",
+}
+_databases: dict[str, dict[str, Any]] = {}
+_reading = threading.Lock()
+
+
+def of(exc: BaseException) -> dict[str, Any]:
+    """Readings that belong to an exception: docs/protocol.md lists the keys."""
+    found: dict[str, Any] = of_process()
+    chain = list(chain_of(exc))
+    for name, read in (
+        ("cache", _cache), ("query_cancelled", _cancelled), ("upstream", _upstream), ("retry_after_s", _retry_after),
+    ):  # fmt: skip
+        value = next((value for one in chain if (value := _safely(read, one)) is not None), None)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def of_process() -> dict[str, Any]:
+    """The pools as they are now, and the databases as the agent last read them."""
+    found: dict[str, Any] = {}
+    pools = {alias: numbers for alias in current().databases if (numbers := pool_numbers(alias))}
+    if pools:
+        found["pools"] = pools
+    if _databases:
+        found["databases"] = dict(_databases)
+    return found
+
+
+def pool_of(alias: str) -> Any:
+    """The process's open pool of a database, or None. Opens none."""
+    pools: Mapping[str, Any] = getattr(type(connections[alias]), "_connection_pools", {})
+    return pools.get(alias)
+
+
+def pool_numbers(alias: str) -> dict[str, int]:
+    pool = pool_of(alias)
+    if pool is None:
+        return {}
+    stats: Mapping[str, int] = pool.get_stats()
+    return {ours: int(stats.get(theirs, 0)) for theirs, ours in _POOL_KEYS.items()}
+
+
+def read_databases() -> dict[str, dict[str, Any]]:
+    """Ask each PostgreSQL server for its limits, on a short-lived connection outside the pool; remembers them."""
+    for alias in current().databases:
+        if connections[alias].vendor != "postgresql":
+            continue
+        try:
+            _databases[alias] = _read_database(alias)
+        except Exception as error:
+            logger.debug("Upright can't read the figures of database %s: %s", alias, error)
+    return dict(_databases)
+
+
+def _read_database(alias: str) -> dict[str, Any]:
+    wrapper: Any = connections[alias]
+    parameters = dict(wrapper.get_connection_params())
+    # What belongs to Django's wrapper and not to a connection.
+    for name in ("pool", "server_side_binding", "assume_role", "isolation_level", "cursor_factory", "context"):
+        parameters.pop(name, None)
+    import psycopg
+
+    with psycopg.connect(**{**parameters, "connect_timeout": CONNECT_TIMEOUT_S}, autocommit=True) as connection:
+        row = connection.execute(
+            """
+            SELECT
+              (SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'),
+              (SELECT setting::int FROM pg_settings WHERE name = 'max_connections'),
+              (SELECT coalesce(sum(setting::int), 0) FROM pg_settings
+                WHERE name IN ('superuser_reserved_connections', 'reserved_connections')),
+              (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+                AND datname = current_database() AND usename = current_user
+                AND application_name = current_setting('application_name')),
+              (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+            """
+        ).fetchone()
+    if row is None:
+        return {}
+    timeout, limit, reserved, own, everyone = (int(value) for value in row)
+    return {
+        "vendor": "postgresql",
+        "statement_timeout_ms": timeout,
+        "max_connections": limit,
+        "reserved_connections": reserved,
+        "connections": own,
+        "other_connections": everyone - own,
+    }
+
+
+def _cache(exc: BaseException) -> dict[str, Any] | None:
+    """The key that a cache backend was asked for, as the application names it: the outermost such frame."""
+    traceback = exc.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(_CACHE_MODULES):
+            values = frame.f_locals
+            key, backend = values.get("key"), values.get("self")
+            alias = _alias_of(backend)
+            if isinstance(key, str) and alias is not None:
+                # By now the backend may have put its prefix and version before the application's key.
+                made = str(backend.make_key("", version=values.get("version")))
+                key = key.removeprefix(made) if made else key
+                return {"alias": alias, "key": key[:250], "prefix": str(getattr(backend, "key_prefix", ""))[:100]}
+        traceback = traceback.tb_next
+    return None
+
+
+def _alias_of(backend: Any) -> str | None:
+    for alias in settings.CACHES:
+        # Only those that this thread has made: to ask for another one would make it.
+        if getattr(caches._connections, alias, None) is backend:
+            return str(alias)
+    return None
+
+
+def _cancelled(exc: BaseException) -> str | None:
+    state = getattr(exc, "sqlstate", None)
+    if state == "57014" and "statement timeout" not in str(exc):
+        return None
+    return CANCELLED.get(state) if isinstance(state, str) else None
+
+
+def _upstream(exc: BaseException) -> dict[str, Any] | None:
+    for address in _addresses(exc):
+        parts = urlsplit(address)
+        if parts.hostname:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            return {"host": parts.hostname, "port": port}
+    pool = getattr(exc, "pool", None)
+    if isinstance(getattr(pool, "host", None), str) and isinstance(getattr(pool, "port", None), int):
+        return {"host": pool.host, "port": pool.port}
+    return None
+
+
+def _addresses(exc: BaseException) -> Iterator[str]:
+    for holder in ("request", "response"):
+        try:
+            url = getattr(getattr(exc, holder, None), "url", None)
+        except RuntimeError:  # httpx raises where no request was set
+            continue
+        if url is not None:
+            yield str(url)
+
+
+def _retry_after(exc: BaseException) -> float | None:
+    headers = getattr(getattr(exc, "response", None), "headers", None)
+    value = headers.get("retry-after") if hasattr(headers, "get") else None
+    return min(float(value), 3600.0) if isinstance(value, str) and value.isdigit() else None
+
+
+def _safely(read: Any, exc: BaseException) -> Any:
+    try:
+        return read(exc)
+    except Exception:
+        logger.debug("Upright could not read something of an error", exc_info=True)
+        return None
