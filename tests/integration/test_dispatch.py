@@ -106,6 +106,9 @@ async def test_evidence_that_is_not_first_hand_says_nothing_of_the_callers_opera
         result = CommandResult(command_id=uuid4(), status="done", evidence=evidence)
         await replica.store.record_results(accepted.error_id, "default", "", [result], wait_s=5)
         assert (await replica.store.error_state(accepted.error_id)).own_result is None
+    own = CommandResult(command_id=uuid4(), status="done", evidence=Evidence(kind="caller_probe", outcome="passed"))
+    await replica.store.record_results(accepted.error_id, "default", "", [own], wait_s=5)
+    assert (await replica.store.error_state(accepted.error_id)).own_result is True
 
 
 def agent(instance: str, commands: list[str] | None = None, **changes: Any) -> SyncRequest:

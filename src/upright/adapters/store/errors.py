@@ -17,6 +17,9 @@ from upright.domain.severity import Severity
 from upright.errors import NotFound
 from upright.services.ports import RecoveryRecord
 
+FIRST_HAND = ("replay", "retry", "caller_probe")
+"""Kinds of evidence that are about the caller's own operation."""
+
 
 @dataclass(frozen=True)
 class ErrorState:
@@ -170,6 +173,6 @@ class Errors:
 def first_hand(result: CommandResult) -> bool | None:
     """Whether the caller's own operation was seen to work; None if it was not tried to an end."""
     evidence = result.evidence
-    if evidence is None or evidence.kind not in ("replay", "retry") or evidence.outcome == "inconclusive":
+    if evidence is None or evidence.kind not in FIRST_HAND or evidence.outcome == "inconclusive":
         return None
     return evidence.outcome == "passed"
