@@ -40,8 +40,6 @@ SIDE_THREADS = 2
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
 READ_WAIT_S = 5.0
 MEASURE_EVERY_S = 10.0
-PATIENCE = 5
-"""How often an outcome is tried that can't be written, before the service is told to stop sending it."""
 
 Told = dict[str, Any]
 
@@ -52,7 +50,6 @@ class Agent:
         self._acknowledgements: list[Told] = []
         self._results: list[Told] = []
         self._received: list[str] = []
-        self._failed: dict[str, int] = {}
         self._measured_at = float("-inf")
         self._side = concurrent.futures.ThreadPoolExecutor(SIDE_THREADS, "upright-side")
         self._thread = threading.Thread(target=self._run, name="upright-agent", daemon=True)
@@ -140,11 +137,10 @@ class Agent:
         except Exception:
             logger.exception("Upright could not write the outcome of recovery %s", recovery_id)
             written = False
-        self._failed[recovery_id] = 0 if written else self._failed.get(recovery_id, 0) + 1
-        if written or self._failed[recovery_id] > PATIENCE:
-            self._failed.pop(recovery_id, None)
+        if written:
             self._received.append(recovery_id)
         else:
+            # It comes again at once, since it is not said to be received.
             self._stopped.wait(FIRST_DELAY_S)
 
     def _carry_out(self, command: Mapping[str, Any]) -> Told:

@@ -100,6 +100,7 @@ def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
             for connection in broken:
                 connection.set_rollback(True)
             answer, delivered, replayed = handling.not_waited(record), False, None
+            response = handling.respond(request, record, answer, replayed)
             recording.finish_later(record, answer=None, delivered=False)
         else:
             request.__dict__["_upright_replaying"] = True
@@ -107,8 +108,9 @@ def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
                 answer, delivered, replayed = handling.recover(request, record)
             finally:
                 request.__dict__.pop("_upright_replaying", None)
+            response = handling.respond(request, record, answer, replayed)
             recording.finish(record, answer=answer, delivered=delivered)
-        return handling.respond(request, record, answer, replayed)
+        return response
     except Exception:
         logger.exception("Upright failed while it handled an error; the exception goes on")
         return None
@@ -132,8 +134,9 @@ async def _ahandled(request: HttpRequest, exc: Exception) -> HttpResponseBase | 
             answer, delivered, replayed = await handling.arecover(request, record)
         finally:
             request.__dict__.pop("_upright_replaying", None)
+        response = handling.respond(request, record, answer, replayed)
         await finish(record, answer=answer, delivered=delivered)
-        return handling.respond(request, record, answer, replayed)
+        return response
     except Exception:
         logger.exception("Upright failed while it handled an error; the exception goes on")
         return None

@@ -40,10 +40,7 @@ def trigger_manual_recovery(error_id: str | uuid.UUID) -> dict[str, Any]:
         )  # fmt: skip
     report = ended.answer["recovery"]
     if ended.delivered:
-        row.refresh_from_db()
-        row.context = {**(row.context or {}), **recording.recovery_context(report)}
-        row.resolved = row.resolved or report.get("status") == "recovered"
-        row.save(update_fields=["context", "resolved"])
+        recording.apply_answer(record.error_id, ended.answer)
     return _result(record.error_id, report)
 
 

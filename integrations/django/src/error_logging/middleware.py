@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.core.signals import got_request_exception, request_finished
+from django.core.signals import got_request_exception
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponse, HttpResponseBase
 
@@ -44,7 +44,6 @@ class AIErrorRecoveryMiddleware:
         response = self.get_response(request)
         if response.streaming:
             _watch_stream(request, response)
-        recording.flush_deferred()
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
@@ -85,14 +84,16 @@ class AIErrorRecoveryMiddleware:
             # Replaced in __call__ once the recovery is known.
             return HttpResponse(status=record.http_status)
         answer, delivered, replayed = handling.recover(request, record)
+        response = handling.respond(request, record, answer, replayed)
         recording.finish(record, answer=answer, delivered=delivered)
-        return handling.respond(request, record, answer, replayed)
+        return response
 
     async def _afinish(self, request: HttpRequest, record: Record, otherwise: HttpResponseBase) -> HttpResponseBase:
         try:
             answer, delivered, replayed = await handling.arecover(request, record)
+            response = handling.respond(request, record, answer, replayed)
             await sync_to_async(recording.finish, thread_sensitive=True)(record, answer=answer, delivered=delivered)
-            return handling.respond(request, record, answer, replayed)
+            return response
         except Exception:
             logger.exception("Upright failed while it handled an error; the error is answered as it is")
             return otherwise
@@ -144,4 +145,3 @@ def _guarded(call: Callable[..., Any], *args: Any) -> None:
 
 
 got_request_exception.connect(_on_signal, dispatch_uid="error_logging.middleware")
-request_finished.connect(recording.flush_deferred, dispatch_uid="error_logging.middleware.flush")
