@@ -17,6 +17,8 @@ from upright.domain.directive import Command, Outcome, SyncAnswer, SyncRequest
 from upright.errors import MalformedMessage
 
 MAX_SERVICE = 200
+OUTCOMES_AT_ONCE = 50
+"""An answer stays well under the size that agents read."""
 
 
 class SyncRoute:
@@ -58,7 +60,9 @@ class SyncRoute:
                     if found.current and found.commands:  # of several processes that see it, one gets it
                         commands = await self._store.claim_agent_commands(tenant, body.service, body.instance, kinds)
                     if found.current and found.outcomes:
-                        outcomes = await self._store.undelivered_outcomes(tenant, body.service, instance=body.instance)
+                        outcomes = await self._store.undelivered_outcomes(
+                            tenant, body.service, OUTCOMES_AT_ONCE, instance=body.instance
+                        )
                     if commands or outcomes or found.version > body.desired_version or not found.current:
                         break
                     if loop.time() >= until or self._bus.closing:
