@@ -31,6 +31,8 @@ def main() -> int:
         parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a log, where 80 columns would cut the table
     began = time.monotonic()
     try:
         with (
@@ -57,7 +59,7 @@ def play(name: str, stage: Stage, console: Console) -> Outcome:
         outcome = fault.play(stage, timeline)
     except Exception as error:  # what goes wrong here is a failed check, and the others are still worth seeing
         timeline.check(f"played to its end ({type(error).__name__}: {error})", False)
-        outcome = Outcome(fault.title)
+        outcome = Outcome(fault.name)
     outcome.checks = timeline.checks
     return outcome
 

@@ -35,6 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fault:
+    name: str
     title: str
     play: Callable[[Stage, Timeline], Outcome]
 
@@ -206,11 +207,11 @@ UPSTREAM = "Flaky upstream"
 BUG = "A bug"
 UNREADABLE = ("UnpicklingError", "EOFError", "PickleError", "ValueError")
 FAULTS = {
-    "pool": Fault("1. The connection pool runs dry", pool),
-    "report": Fault("2. A report outgrows its statement timeout", report),
-    "cache": Fault("3. A cached page is corrupt", cache),
-    "upstream": Fault("4. An upstream hangs up twice", upstream),
-    "bug": Fault("5. A bug that nothing can repair", bug),
+    "pool": Fault(POOL, "1. The connection pool runs dry", pool),
+    "report": Fault(REPORT, "2. A report outgrows its statement timeout", report),
+    "cache": Fault(CACHE, "3. A cached page is corrupt", cache),
+    "upstream": Fault(UPSTREAM, "4. An upstream hangs up twice", upstream),
+    "bug": Fault(BUG, "5. A bug that nothing can repair", bug),
 }
 
 
