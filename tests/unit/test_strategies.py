@@ -15,7 +15,14 @@ from upright.domain.event import Event
 from upright.services.ports import Instance
 from upright.services.strategies import STRATEGIES, Fleet, Plan
 from upright.services.strategies.cache_clear import family, narrowest
-from upright.testing.events import CANCELLED_FOR_TIMEOUT, EXHAUSTED, error_event, page
+from upright.testing.events import (
+    CANCELLED_FOR_TIMEOUT,
+    DJANGO_OPERATIONAL_ERROR,
+    EXHAUSTED,
+    POOL_TIMEOUT,
+    error_event,
+    page,
+)
 
 WAITED = Fleet(waiter_present=True)
 
@@ -45,8 +52,13 @@ def directive(strategy: str, version: int, **values: Any) -> Directive:
 # pool_increase
 
 
-def exhausted(pool: dict[str, Any] | None = None, database: dict[str, Any] | None = None) -> Event:
+def exhausted(
+    pool: dict[str, Any] | None = None,
+    database: dict[str, Any] | None = None,
+    chains: tuple[tuple[str, ...], ...] = (DJANGO_OPERATIONAL_ERROR, POOL_TIMEOUT),
+) -> Event:
     return error_event(
+        *chains,
         measurements={
             "pools": {"default": {**EXHAUSTED["pools"]["default"], **(pool or {})}},
             "databases": {"default": {**EXHAUSTED["databases"]["default"], **(database or {})}},
@@ -66,7 +78,14 @@ def test_requests_that_timed_out_count_where_the_pool_is_at_its_maximum() -> Non
 
 
 def test_a_pool_that_nobody_waits_for_is_left_alone() -> None:
-    assert unmet("pool_increase", exhausted({"requests_waiting": 0})) == "nothing waits for a connection of 'default'"
+    idle = exhausted({"requests_waiting": 0, "size": 1})
+    assert unmet("pool_increase", idle) == "nothing waits for a connection of 'default'"
+
+
+def test_time_outs_of_an_earlier_hour_do_not_raise_a_full_pool() -> None:
+    """The pool's own count of them only grows; a statement that was cancelled says nothing of the pool."""
+    earlier = exhausted({"requests_waiting": 0, "requests_errors": 4}, chains=(DJANGO_OPERATIONAL_ERROR,))
+    assert unmet("pool_increase", earlier) == "nothing waits for a connection of 'default'"
 
 
 def test_the_ceiling_is_the_runbooks() -> None:

@@ -102,7 +102,7 @@ class Agent:
             "environment": conf.environment,
             "instance": process.instance(),
             "hold_ms": round(HOLD_S * 1000),
-            "desired_version": desired_state.version(),
+            "desired_version": desired_state.complete_version(),
             "acknowledgements": told,
             "results": results,
             "outcomes_received": received,
@@ -123,7 +123,7 @@ class Agent:
 
     def _obey(self, answer: Mapping[str, Any]) -> None:
         version, desired = int(answer.get("version") or 0), list(answer.get("desired") or [])
-        if version != desired_state.version():
+        if version != desired_state.complete_version():
             self._acknowledgements += self._beside(lambda: desired_state.apply_desired(version, desired), 30.0) or []
         for outcome in answer.get("outcomes") or []:
             self._take(outcome)

@@ -36,6 +36,9 @@ class _State:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.version = 0
+        """Of the last complete list."""
+        self.newest = 0
+        """Of the newest directive, which a waiter's command may have brought before the list did."""
         self.held: dict[tuple[str, str], _Held] = {}
         self.done: dict[str, Acknowledgement] = {}
         self.reverted: list[Acknowledgement] = []
@@ -47,7 +50,12 @@ _state = _State()
 
 
 def version() -> int:
-    """Version of the service's desired state that this process has dealt with."""
+    """Version of the newest directive that this process has dealt with: what an event says."""
+    return max(_state.version, _state.newest)
+
+
+def complete_version() -> int:
+    """Version of the last complete list that this process has dealt with: what a sync says."""
     return _state.version
 
 
@@ -62,19 +70,18 @@ def apply_one(directive: Directive) -> Acknowledgement:
     with _state.changed:
         told = _apply(directive)
         if told["status"] == "applied":
-            _state.version = max(_state.version, int(directive.get("version") or 0))
+            _state.newest = max(_state.newest, _version(directive))
         return told
 
 
 def apply_desired(at: int, directives: Iterable[Directive]) -> list[Acknowledgement]:
     """Make this process be as the complete list says: what is absent ended, and is reverted."""
     with _state.changed:
-        if at < _state.version:
-            # A waiter's command was faster than this list, which does not know of it.
-            return []
         wanted = {_key(one): one for one in directives}
-        told = [_revert(key) for key in list(_state.held) if key not in wanted]
-        told += [_apply(one) for one in wanted.values()]
+        # A waiter's command may have been faster than this list, which does not know of it then.
+        known = {key for key, one in _state.held.items() if _version(one.directive) > at}
+        told = [_revert(key) for key in list(_state.held) if key not in wanted and key not in known]
+        told += [_apply(one) for key, one in wanted.items() if key not in known]
         _state.version = at
         return told
 
@@ -91,7 +98,7 @@ def reset() -> None:
     with _state.changed:
         for key in list(_state.held):
             _revert(key)
-        _state.version = 0
+        _state.version = _state.newest = 0
         _state.done.clear()
         _state.reverted.clear()
 
@@ -120,6 +127,10 @@ def _apply(directive: Directive) -> Acknowledgement:
 def _revert(key: tuple[str, str]) -> Acknowledgement:
     ended = _state.held.pop(key)
     return actuators.acknowledgement(ended.directive, revert=True)
+
+
+def _version(directive: Directive) -> int:
+    return int(directive.get("version") or 0)
 
 
 def _key(directive: Directive) -> tuple[str, str]:
@@ -152,7 +163,7 @@ def _after_fork() -> None:
     # What the parent held, the child's own actuators hold too: it reverts it when the list or the clock says so.
     global _state
     inherited, _state = _state, _State()
-    _state.version = inherited.version
+    _state.version, _state.newest = inherited.version, inherited.newest
     _state.held = dict(inherited.held)
     if _state.held:
         _wind_clock()

@@ -154,6 +154,9 @@ def _carry_out(
         if applied and command.get("verify", True):
             result["evidence"] = yield from _evidence(abilities, before)
     elif kind == "replay":
+        # What repaired another's error may not have reached this process yet.
+        for directive in command.get("directives") or []:
+            result["acknowledgements"].append((yield Apply(directive)))
         result["evidence"] = yield Replay()
     elif kind == "probe":
         result["evidence"] = yield Probe()

@@ -40,7 +40,7 @@ class AIErrorRecoveryMiddleware:
             return self._acall(request)
         request.__dict__["_upright_began"] = time.monotonic()
         if actuators.needs_requests():
-            _guarded(actuators.prepare_request, request)
+            _guarded(actuators.prepare_thread)
         response = self.get_response(request)
         if response.streaming:
             _watch_stream(request, response)
@@ -60,7 +60,7 @@ class AIErrorRecoveryMiddleware:
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
         # Under ASGI the view's thread is only known here.
         if self.is_async and actuators.needs_requests():
-            _guarded(actuators.prepare_request, request)
+            _guarded(actuators.prepare_thread)
 
     def process_exception(self, request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
         if not handling.is_error(exc):

@@ -12,6 +12,7 @@ from typing import Any
 from django.core.cache import caches
 from django.db import connections
 
+from error_logging import actuators
 from error_logging.classification import classes_of
 from error_logging.conf import current
 
@@ -42,6 +43,7 @@ def run(probe: Probe) -> Evidence:
     """What a probe shows. A probe that returns False has failed, as has one that raises."""
     began = time.monotonic()
     try:
+        actuators.prepare_thread()
         result = probe()
         outcome, detail = ("failed", "the probe returned False") if result is False else ("passed", "the probe works")
     except Exception as error:

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from django.test import RequestFactory
 from django.urls import Resolver404, resolve
 
-from error_logging import classification
+from error_logging import actuators, classification
 from error_logging.conf import current
 
 logger = logging.getLogger("error_logging")
@@ -42,6 +42,7 @@ def allowed(request: HttpRequest) -> bool:
 def request(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | None]:
     """Do it again in this thread."""
     began = time.monotonic()
+    actuators.prepare_thread()
     session = _session_of(failed)
     view, args, kwargs = _view(failed)
     if iscoroutinefunction(view):
@@ -96,6 +97,7 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     if getattr(match.func, "upright_replay", True) is False:
         return _evidence("inconclusive", "the view does not allow replays")
     _as_nobody(made)
+    actuators.prepare_thread()
     view: Callable[..., Any] = BaseHandler().make_view_atomic(match.func)
     if iscoroutinefunction(view):
         view = async_to_sync(view)

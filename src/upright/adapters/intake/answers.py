@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import uuid4
 
 from upright.adapters.report import report, works
 from upright.adapters.store import ErrorState
 from upright.domain.answer import Answer
-from upright.domain.directive import Command
+from upright.domain.directive import Command, Directive
 from upright.domain.event import Event
 from upright.domain.matching import names
 from upright.domain.verdict import Status
@@ -44,11 +45,13 @@ def may_check_itself(state: ErrorState, left_ms: float) -> bool:
     )
 
 
-def replay(event: Event, left_ms: float) -> Command:
+def replay(event: Event, desired: Sequence[Directive], left_ms: float) -> Command:
+    """With the directives in force, since what repaired the incident may not have reached this caller's process yet."""
     return Command(
         id=uuid4(),
         kind="replay",
         deadline_ms=int(left_ms),
+        directives=list(desired),
         verify=True,
         error_types=list(dict.fromkeys(names(event.error))),
     )

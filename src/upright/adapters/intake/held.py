@@ -98,7 +98,9 @@ async def _work(store: PostgresStore, state: ErrorState, left_ms: float) -> Held
         return None
     if await store.was_asked(state.error_id, "replay", recovery.created_at):
         return None
-    command = answers.replay(await store.event_of(state.error_id, state.tenant), left_ms)
+    event = await store.event_of(state.error_id, state.tenant)
+    _, desired = await store.desired(state.tenant, event.service)
+    command = answers.replay(event, desired, left_ms)
     if not await store.put_waiter_command(state.error_id, command, status="taken"):
         return None
     return Held(answers.answer(state, command), final=False)

@@ -76,8 +76,10 @@ def _exhausted(event: Event, fleet: Fleet) -> _Pool | str:
     for alias, value in as_mapping(event.measurements.get("pools")).items():
         pool = as_mapping(value)
         size, maximum = as_number(pool.get("size")) or 0, as_number(pool.get("max")) or 0
-        waiting, errors = as_number(pool.get("requests_waiting")) or 0, as_number(pool.get("requests_errors")) or 0
-        if not waiting and not (errors and maximum and size >= maximum):
+        waiting = as_number(pool.get("requests_waiting")) or 0
+        # The pool's count of requests that timed out only grows: whether this one did, its exception tells.
+        timed_out = maximum > 0 and size >= maximum and _from_pool(event)
+        if not waiting and not timed_out:
             reasons.append(f"nothing waits for a connection of {alias!r}")
         elif not maximum:
             reasons.append(f"the pool of {alias!r} has no maximum")
@@ -86,6 +88,10 @@ def _exhausted(event: Event, fleet: Fleet) -> _Pool | str:
         else:
             return _Pool(alias, int(maximum), _share(event, fleet, alias))
     return "; ".join(reasons)
+
+
+def _from_pool(event: Event) -> bool:
+    return any(name.startswith("psycopg_pool.") for chain in event.error.classes for name in chain)
 
 
 def _connecting_fails(event: Event, fleet: Fleet, alias: str, pool: dict[str, Any], *, full: bool) -> bool:

@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from django.http import HttpRequest
-
 from error_logging.actuators import cache, pool, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
@@ -32,9 +30,10 @@ REGISTRY: Mapping[str, Actuator] = {
 }
 
 
-def prepare_request(request: HttpRequest) -> None:
-    """Called at the start of a request while a directive is in force that needs it."""
-    timeout.prepare()
+def prepare_thread() -> None:
+    """See that what this thread does next obeys the directives in force, whichever thread brought them."""
+    if timeout.active():
+        timeout.prepare()
 
 
 def needs_requests() -> bool:
