@@ -1,0 +1,148 @@
+"""What `manage.py check` says about the settings, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+
+from error_logging import conf, spool
+
+MIDDLEWARE = (
+    "error_logging.ai_recovery_middleware.AIErrorRecoveryMiddleware",
+    "error_logging.middleware.AIErrorRecoveryMiddleware",
+)
+_BEFORE = (
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+)
+_TAG = "upright"
+
+
+def register() -> None:
+    for check in (check_settings, check_service, check_middleware, check_spool, check_recipients):
+        checks.register(check, _TAG)
+
+
+def check_settings(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    """Types and values; the secret has an id of its own."""
+    _, problems = conf.read()
+    for problem in problems:
+        if problem.setting == "UPRIGHT_SECRET":
+            yield Error(
+                f"UPRIGHT_SECRET {problem.reason}.",
+                hint='Make one with: echo "whsec_$(head -c 32 /dev/urandom | base64)"; the service must know it too.',
+                id="upright.E003",
+            )
+        else:
+            yield Error(
+                f"{problem.setting} {problem.reason}.",
+                hint="Until it is changed, its default is used.",
+                id="upright.E001",
+            )
+
+
+def check_service(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    """The address and the secret belong together."""
+    read, problems = conf.read()
+    if any(problem.setting in ("UPRIGHT_URL", "UPRIGHT_SECRET") for problem in problems):
+        return
+    if read.url is None:
+        yield Warning(
+            "UPRIGHT_URL is not set: errors are logged, and nothing recovers from them.",
+            hint='Set UPRIGHT_URL = "https://…" to the address of the Upright service, and UPRIGHT_SECRET.',
+            id="upright.W001",
+        )
+        return
+    if not read.secrets:
+        yield Error(
+            "UPRIGHT_URL is set and UPRIGHT_SECRET isn't: nothing can be sent.",
+            hint="Set UPRIGHT_SECRET to the same whsec_… secret as the service's UPRIGHT_SECRETS.",
+            id="upright.E002",
+        )
+    if urlsplit(read.url).scheme != "https" and not conf.loopback(read.url):
+        yield Warning(
+            f"UPRIGHT_URL ({read.url}) is not https: events can be read on their way.",
+            hint="Use https:// for a service on another machine.",
+            id="upright.W002",
+        )
+
+
+def check_middleware(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    """Errors reach the middleware, and the request has its session and its user by then."""
+    listed = list(getattr(settings, "MIDDLEWARE", None) or [])
+    positions = [position for position, name in enumerate(listed) if name in MIDDLEWARE]
+    if not positions:
+        yield Warning(
+            "The middleware is not in MIDDLEWARE: errors of views are not caught.",
+            hint=f"Add '{MIDDLEWARE[0]}' at the end of MIDDLEWARE.",
+            id="upright.W003",
+        )
+        return
+    if len(positions) > 1:
+        yield Error(
+            "The middleware is in MIDDLEWARE more than once.",
+            hint=f"Keep one '{MIDDLEWARE[0]}', at the end.",
+            id="upright.E004",
+        )
+    late = [name for name in _BEFORE if name in listed[positions[0] + 1 :]]
+    if late:
+        yield Error(
+            f"The middleware comes before {' and '.join(late)}.",
+            hint=f"Move '{MIDDLEWARE[0]}' to the end of MIDDLEWARE.",
+            id="upright.E005",
+        )
+    elif positions[-1] != len(listed) - 1:
+        yield Warning(
+            "The middleware is not the last one: the ones after it may turn an error into a response before it is seen.",
+            hint=f"Move '{MIDDLEWARE[0]}' to the end of MIDDLEWARE, unless it is meant to be so "
+            "(then add upright.W004 to SILENCED_SYSTEM_CHECKS).",
+            id="upright.W004",
+        )
+
+
+def check_spool(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    read, problems = conf.read()
+    if any(problem.setting == "UPRIGHT_SPOOL_DIR" for problem in problems):
+        return
+    try:
+        spool.prepare(read.spool_dir)
+    except OSError as error:
+        yield Error(
+            f"The spool can't be used: {error.strerror}.",
+            hint="Set UPRIGHT_SPOOL_DIR to a directory that belongs to the user of the server.",
+            id="upright.E006",
+        )
+
+
+def check_recipients(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    read, _problems = conf.read()
+    given = [("ERROR_ALERT_RECIPIENTS", entry) for entry in read.alert_recipients]
+    given += [("ERROR_ESCALATION_RECIPIENTS", entry) for entry in read.escalation_recipients]
+    for severity, recipients in (read.alerts_by_severity or {}).items():
+        given += [(f"ALERTS_BY_SEVERITY['{severity}']", entry) for entry in recipients]
+    for setting, recipient in given:
+        if not _reachable(recipient):
+            yield Warning(
+                f"{setting}: {recipient!r} is neither an e-mail address nor an https:// webhook; it gets no alerts.",
+                hint="Write an address such as ops@example.com, or the whole URL of a webhook.",
+                id="upright.W005",
+            )
+
+
+def _reachable(recipient: str) -> bool:
+    parts = urlsplit(recipient)
+    if parts.scheme in ("http", "https"):
+        return bool(parts.hostname)
+    try:
+        validate_email(recipient)
+    except ValidationError:
+        return False
+    return True
