@@ -18,6 +18,7 @@ from stage import Stage, eventually, staged  # noqa: E402
 from upright.cli.signals import interruptible  # noqa: E402
 
 FAULTS = ("report", "cache", "upstream", "bug", "pool")
+PICTURED = "report"
 
 
 def main(directory: Path) -> None:
@@ -30,7 +31,8 @@ def main(directory: Path) -> None:
     ):
         for fault in FAULTS:
             break_it(page, stage, fault)
-            page.screenshot(path=directory / f"shop-{fault}.png", full_page=True)
+            if fault == PICTURED:
+                page.screenshot(path=directory / "shop.png", full_page=True)
         prefect_pictures(page, stage, directory)
 
 

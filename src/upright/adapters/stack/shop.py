@@ -130,7 +130,7 @@ def shop_server(
         }
         return Child(
             name,
-            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+            [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "--workers", "2", "--threads", "8"],
             log=engines.data_dir / f"{slug}.log",
             cwd=shop_dir,
             env=variables,
