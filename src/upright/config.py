@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     """redis://…; without it an embedded redis-server starts where one is needed."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8400
-    secrets: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list)
+    secrets: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list[SecretStr])
     """Signing secrets of the default tenant (`whsec_…`, at least 24 bytes), separated by commas; any of them is
     accepted, the first one signs. They stay out of the database."""
     tenants: dict[str, list[SecretStr]] = Field(default_factory=dict)
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     instance_ttl_s: Annotated[float, Field(ge=5, le=600)] = 60
     smtp_url: SecretStr | None = None
     """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
-    alert_recipients: list[str] = Field(default_factory=list)
+    alert_recipients: list[str] = Field(default_factory=list[str])
     """JSON list; used for services that announce no recipients."""
     work_pool: str = "upright"
     log_json: bool = False

@@ -62,7 +62,7 @@ def exhausted(
         measurements={
             "pools": {"default": {**EXHAUSTED["pools"]["default"], **(pool or {})}},
             "databases": {"default": {**EXHAUSTED["databases"]["default"], **(database or {})}},
-        }
+        },
     )
 
 

@@ -37,4 +37,4 @@ class Answer(Envelope):
     severity: Severity
     recovery: RecoveryReport
     command: Command | None = None
-    """Work for the waiting caller; its result is posted to /v1/errors/{error_id}/results. None when final or pending."""
+    """Work for the waiting caller; the result is posted to /v1/errors/{error_id}/results. None: final or pending."""

@@ -62,12 +62,12 @@ class Command(Message):
     the failed operation once; `retry` up to `retry.max_retries` times."""
     deadline_ms: Annotated[int, Field(ge=0)]
     """Time that the receiver has, counted from receipt; past it, it answers `too_late` rather than begin."""
-    directives: list[Directive] = Field(default_factory=list)
+    directives: list[Directive] = Field(default_factory=list[Directive])
     verify: bool = True
     retry: RetryPolicy | None = None
     request: RequestDetail | None = None
     """For an agent, which has no request of its own: what to replay, anonymously."""
-    error_types: list[str] = Field(default_factory=list)
+    error_types: list[str] = Field(default_factory=list[str])
     """Class names of the error, so that a probe or anonymous replay can tell the same failure from another."""
     email: Email | None = None
 
@@ -76,7 +76,7 @@ class CommandResult(Message):
     command_id: UUID
     status: Literal["done", "refused", "failed", "unsupported", "too_late"]
     reason: str = ""
-    acknowledgements: list[Acknowledgement] = Field(default_factory=list)
+    acknowledgements: list[Acknowledgement] = Field(default_factory=list[Acknowledgement])
     evidence: Evidence | None = None
     duration_ms: float = 0.0
 
@@ -86,14 +86,14 @@ class Results(Envelope):
 
     instance: str = ""
     remaining_ms: Annotated[int, Field(ge=0)] = 0
-    results: list[CommandResult] = Field(default_factory=list)
+    results: list[CommandResult] = Field(default_factory=list[CommandResult])
 
 
 class AlertSettings(Message):
     """Django's own settings that alerting and scaling need; announced by its agents, no secrets."""
 
-    alert_recipients: list[str] = Field(default_factory=list)
-    escalation_recipients: list[str] = Field(default_factory=list)
+    alert_recipients: list[str] = Field(default_factory=list[str])
+    escalation_recipients: list[str] = Field(default_factory=list[str])
     alerts_by_severity: dict[str, list[str]] | None = None
     auto_scale_on_error: bool = False
     max_scale_factor: float = 1.0
@@ -109,9 +109,9 @@ class SyncRequest(Envelope):
     hold_ms: Annotated[int, Field(ge=0, le=60_000)] = 20_000
     desired_version: Annotated[int, Field(ge=0)] = 0
     """The version that this process has dealt with; the answer is held while nothing is newer."""
-    acknowledgements: list[Acknowledgement] = Field(default_factory=list)
-    results: list[CommandResult] = Field(default_factory=list)
-    outcomes_received: list[UUID] = Field(default_factory=list)
+    acknowledgements: list[Acknowledgement] = Field(default_factory=list[Acknowledgement])
+    results: list[CommandResult] = Field(default_factory=list[CommandResult])
+    outcomes_received: list[UUID] = Field(default_factory=list[UUID])
     """Recoveries whose outcome this process has written to ErrorLog."""
     measurements: Json = Field(default_factory=dict)
     capabilities: Json = Field(default_factory=dict)
@@ -133,5 +133,5 @@ class SyncAnswer(Envelope):
     version: int
     desired: list[Directive]
     """All of the desired state: what is absent is to be reverted."""
-    commands: list[Command] = Field(default_factory=list)
-    outcomes: list[Outcome] = Field(default_factory=list)
+    commands: list[Command] = Field(default_factory=list[Command])
+    outcomes: list[Outcome] = Field(default_factory=list[Outcome])

@@ -27,12 +27,12 @@ class ErrorDetail(Message):
     type: Name
     """Class name of the outermost exception, without its module."""
     message: Annotated[str, Field(max_length=4000)] = ""
-    classes: list[list[str]] = Field(default_factory=list)
+    classes: list[list[str]] = Field(default_factory=list[list[str]])
     """Qualified class names, nearest first (MRO without Exception, BaseException and object): one list for the
     outermost exception, then one for each cause in turn."""
     severity: Severity | None = None
     """The application's provisional severity, or one set by hand."""
-    frames: list[Frame] = Field(default_factory=list)
+    frames: list[Frame] = Field(default_factory=list[Frame])
     """In-app frames last to first are the most telling; the innermost is last."""
     fingerprint: list[str] | None = None
     """Explicit grouping, where the application gives one."""
@@ -55,7 +55,7 @@ class Waiter(Message):
     """The caller that holds its request open for the verdict."""
 
     budget_ms: Annotated[int, Field(ge=0, le=60_000)]
-    can: list[str] = Field(default_factory=list)
+    can: list[str] = Field(default_factory=list[str])
     """Kinds of command that it can carry out: apply, replay, retry, probe."""
 
 

@@ -52,7 +52,7 @@ class AlertRules(Edited):
 class Runbook(Edited):
     name: Slug
     description: str = ""
-    matches: list[str] = Field(default_factory=list)
+    matches: list[str] = Field(default_factory=list[str])
     """Class names, plain or qualified; the guide's own type first, then its aliases."""
     order: Literal["scored", "fixed"] = "scored"
     steps: Annotated[list[Step], Field(min_length=1, max_length=20)]
@@ -82,7 +82,7 @@ class SeverityClass(Edited):
     """One row of the severity tables."""
 
     http_status: Annotated[int, Field(ge=400, le=599)]
-    types: list[str] = Field(default_factory=list)
+    types: list[str] = Field(default_factory=list[str])
     """Empty for the class that takes all others."""
     fallback: Runbook
     """What is done for an error of this severity that no runbook matches."""

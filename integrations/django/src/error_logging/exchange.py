@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import logging
 import random
 import time
@@ -26,8 +27,10 @@ logger = logging.getLogger("error_logging")
 Evidence = dict[str, Any]
 MARGIN_S = 0.05
 """Kept for writing the row and the answer."""
-GRACE_S = 0.5
-"""How much longer than it asked the service to wait the caller listens."""
+GRACE_S = 0.2
+"""How much longer than it asked the service to wait the caller listens, within its time."""
+LAST_WORD_S = 0.3
+"""What it takes to tell the result of a command that outlasted the caller's time."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ def steps(
     delivery_id = record.error_id if path == "/v1/errors" else f"{record.error_id}:{time.time_ns()}"
     try:
         while True:
-            wait_ms = _left_ms(deadline)
-            if wait_ms <= 0:
+            left_ms = _left_ms(deadline)
+            if left_ms <= 0:
                 break
-            answer = yield Post(path, body, delivery_id, wait_ms, wait_ms / 1000 + GRACE_S)
-            delivered = True
-            command = answer.get("command")
+            wait_ms = max(left_ms // 2, left_ms - round(GRACE_S * 1000))
+            heard: dict[str, Any] = yield Post(path, body, delivery_id, wait_ms, left_ms / 1000)
+            answer, delivered = heard, True
+            command = heard.get("command")
             if not isinstance(command, dict):
                 break
             result = yield from _carry_out(command, abilities, deadline, retry_after_s)
@@ -113,12 +117,12 @@ def steps(
                 "remaining_ms": max(0, _left_ms(deadline)),
                 "results": [result],
             }
-            if wait_ms > 0 and _left_ms(deadline) <= 0:
+            if _left_ms(deadline) <= 0:
                 # The time is up, but what was done must be known: it decides what is withdrawn.
-                answer = yield Post(path, body, delivery_id, 0, GRACE_S)
+                answer = yield Post(path, body, delivery_id, 0, LAST_WORD_S)
                 break
     except client.Refused as error:
-        logger.error("Upright's service refused %s: %s", record.error_id, error)
+        logger.error("Upright's service refused %s: %s", record.error_id, error)  # noqa: TRY400 (it says why)
         return Ended(
             _local(record, f"Recovery not attempted: {error}"), delivered=delivered or 400 <= error.status < 500
         )
@@ -276,8 +280,8 @@ async def arun(
             elif isinstance(step, Replay):
                 reply = await replay() if replay is not None else None
             else:
-                context = contextvars.copy_context()
-                reply = await loop.run_in_executor(_threads(), context.run, _do, step, probe)
+                work = functools.partial(contextvars.copy_context().run, _do, step, probe)
+                reply = await loop.run_in_executor(_threads(), work)
         except (client.Unreachable, client.Refused) as error:
             failure = error
 

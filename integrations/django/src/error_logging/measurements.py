@@ -85,13 +85,14 @@ def read_databases() -> dict[str, dict[str, Any]]:
 
 def _read_database(alias: str) -> dict[str, Any]:
     wrapper: Any = connections[alias]
-    parameters = dict(wrapper.get_connection_params())
+    parameters: dict[str, Any] = dict(wrapper.get_connection_params())
     # What belongs to Django's wrapper and not to a connection.
     for name in ("pool", "server_side_binding", "assume_role", "isolation_level", "cursor_factory", "context"):
         parameters.pop(name, None)
     import psycopg
 
-    with psycopg.connect(**{**parameters, "connect_timeout": CONNECT_TIMEOUT_S}, autocommit=True) as connection:
+    parameters |= {"connect_timeout": CONNECT_TIMEOUT_S, "autocommit": True}
+    with psycopg.connect(**parameters) as connection:
         row = connection.execute(
             """
             SELECT
@@ -126,7 +127,8 @@ def _cache(exc: BaseException) -> dict[str, Any] | None:
         module = str(frame.f_globals.get("__name__", ""))
         if module.startswith(_CACHE_MODULES):
             values = frame.f_locals
-            key, backend = values.get("key"), values.get("self")
+            key = values.get("key")
+            backend: Any = values.get("self")
             alias = _alias_of(backend)
             if isinstance(key, str) and alias is not None:
                 # By now the backend may have put its prefix and version before the application's key.
@@ -138,9 +140,10 @@ def _cache(exc: BaseException) -> dict[str, Any] | None:
 
 
 def _alias_of(backend: Any) -> str | None:
+    made: Any = caches._connections  # pyright: ignore[reportAttributeAccessIssue]
     for alias in settings.CACHES:
         # Only those that this thread has made: to ask for another one would make it.
-        if getattr(caches._connections, alias, None) is backend:
+        if getattr(made, alias, None) is backend:
             return str(alias)
     return None
 
@@ -158,7 +161,7 @@ def _upstream(exc: BaseException) -> dict[str, Any] | None:
         if parts.hostname:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             return {"host": parts.hostname, "port": port}
-    pool = getattr(exc, "pool", None)
+    pool: Any = getattr(exc, "pool", None)
     if isinstance(getattr(pool, "host", None), str) and isinstance(getattr(pool, "port", None), int):
         return {"host": pool.host, "port": pool.port}
     return None
@@ -175,7 +178,7 @@ def _addresses(exc: BaseException) -> Iterator[str]:
 
 
 def _retry_after(exc: BaseException) -> float | None:
-    headers = getattr(getattr(exc, "response", None), "headers", None)
+    headers: Any = getattr(getattr(exc, "response", None), "headers", None)
     value = headers.get("retry-after") if hasattr(headers, "get") else None
     return min(float(value), 3600.0) if isinstance(value, str) and value.isdigit() else None
 

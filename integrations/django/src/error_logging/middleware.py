@@ -41,7 +41,7 @@ class AIErrorRecoveryMiddleware:
         request.__dict__["_upright_began"] = time.monotonic()
         if actuators.needs_requests():
             _guarded(actuators.prepare_thread)
-        response = self.get_response(request)
+        response: Any = self.get_response(request)
         if response.streaming:
             _watch_stream(request, response)
         return response
@@ -49,7 +49,7 @@ class AIErrorRecoveryMiddleware:
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         request.__dict__["_upright_began"] = time.monotonic()
         request.__dict__["_upright_async"] = True
-        response = await self.get_response(request)
+        response: Any = await self.get_response(request)
         record: Record | None = request.__dict__.pop("_upright_waiting", None)
         if record is not None:
             response = await self._afinish(request, record, response)

@@ -159,7 +159,7 @@ def _evidence(outcome: str, detail: str, status: int | None = None) -> Evidence:
 
 
 def _session_of(failed: HttpRequest) -> dict[str, Any] | None:
-    session = getattr(failed, "session", None)
+    session: Any = getattr(failed, "session", None)
     cached = getattr(session, "_session_cache", None)
     if cached is None:
         return None

@@ -16,7 +16,7 @@ from upright.services.ports import RecoveryRecord
 _LEFT_OPEN = (StateType.RUNNING, StateType.PENDING, StateType.CRASHED, StateType.SCHEDULED, StateType.PAUSED)
 
 
-class Ended(Exception):  # noqa: N818 (a finding, not a fault)
+class Ended(Exception):
     """The flow run has ended without its recovery having been concluded."""
 
     def __init__(self, state: str, *, cancelled: bool) -> None:
