@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import error_path, healthy, recovery, storm
 from bench.figures import Figure, machine, table, write
-from bench.stack import running
+from bench.stack import running, socket_directory
 from upright.adapters.engines import EmbeddedPostgres
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -27,7 +27,7 @@ def main() -> int:
     if "error_path" in wanted:
         with tempfile.TemporaryDirectory() as directory, EmbeddedPostgres(Path(directory)) as postgres:
             postgres.ensure_database("bench")
-            figures |= error_path.measure(str(postgres.socket_dir), "bench")
+            figures |= error_path.measure(socket_directory(postgres), "bench")
     if wanted & {"recovery", "storm"}:
         with running() as stack:
             if "recovery" in wanted:

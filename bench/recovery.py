@@ -25,20 +25,17 @@ STOCK_RUNS = 3
 
 def _end_directives(stack: Stack) -> None:
     """Take every directive back, so that the fault is there again, and wait until each process has reverted."""
-    with psycopg.connect(stack.database_url, autocommit=True) as connection:
-        connection.execute("UPDATE directive SET withdrawn_at = now() WHERE withdrawn_at IS NULL AND scope = 'process'")
-        connection.execute("UPDATE service_version SET version = version + 1")
-        connection.execute("NOTIFY upright")
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute("UPDATE upright.directive SET withdrawn_at = now() WHERE withdrawn_at IS NULL")
+        connection.execute("UPDATE upright.service_version SET version = version + 1")
+        connection.execute("SELECT pg_notify('upright', 'bench service:default:bench')")
 
-    def failing() -> bool:
-        """Without recovery: a client that prefers HTML is never kept waiting."""
-        statuses = {
-            httpx.get(f"{stack.patient}/report/", headers={"accept": "text/html"}, timeout=10).status_code
-            for _ in range(6)
-        }
-        return statuses == {500}
+    def there() -> bool:
+        """In both workers, told without another error."""
+        seen = [httpx.get(f"{stack.patient}/timeout/", timeout=10).json() for _ in range(8)]
+        return {one["statement_timeout"] for one in seen} == {"40ms"} and len({one["pid"] for one in seen}) == 2
 
-    wait_for(failing, "the fault")
+    wait_for(there, "the fault")
 
 
 def _recover(stack: Stack) -> tuple[float, dict[str, object]]:
@@ -110,7 +107,7 @@ def measure(stack: Stack) -> dict[str, Figure]:
     noise = abs(median(times[:half]) - median(times[half:]))
     with psycopg.connect(stack.database_url) as connection:
         row = connection.execute(
-            "SELECT r.flow_run_id, r.runbook FROM recovery r WHERE r.error_id = %s ORDER BY r.created_at DESC LIMIT 1",
+            "SELECT flow_run_id, runbook FROM upright.recovery WHERE error_id = %s ORDER BY created_at DESC LIMIT 1",
             [error_id],
         ).fetchone()
     if row is None:

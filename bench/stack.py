@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -68,6 +69,11 @@ def answers(url: str) -> Callable[[], bool]:
     return lambda: httpx.get(url, timeout=5).status_code == 200
 
 
+def socket_directory(postgres: EmbeddedPostgres) -> str:
+    """Where its socket is, as libpq takes it for a host."""
+    return parse_qs(urlsplit(postgres.url()).query)["host"][0]
+
+
 @contextmanager
 def running(*, recovery: bool = True) -> Iterator[Stack]:
     """Start everything on free ports in a temporary directory."""
@@ -76,7 +82,7 @@ def running(*, recovery: bool = True) -> Iterator[Stack]:
         medic = stack.enter_context(EmbeddedPostgres(data / "postgres"))
         patient_database = stack.enter_context(EmbeddedPostgres(data / "patient-postgres"))
         prefect = stack.enter_context(
-            EmbeddedPrefect(data / "prefect", database_url=medic.url("prefect", "asyncpg"))
+            EmbeddedPrefect(data / "prefect", medic.ensure_database("prefect"))
         )  # fmt: skip
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         port, patient_port = free_port(), free_port()
@@ -99,7 +105,7 @@ def running(*, recovery: bool = True) -> Iterator[Stack]:
             **common,
             "DJANGO_SETTINGS_MODULE": "bench.patient.settings",
             "PATIENT_DATABASE": "patient",
-            "PATIENT_HOST": str(patient_database.socket_dir),
+            "PATIENT_HOST": socket_directory(patient_database),
             "PATIENT_SPOOL": str(data / "spool"),
         }
         patient_url = patient_database.ensure_database("patient")

@@ -68,12 +68,12 @@ def measure(stack: Stack) -> dict[str, Figure]:
 
     def accepted() -> int:
         with psycopg.connect(stack.database_url) as connection:
-            row = connection.execute("SELECT count(*) FROM error WHERE id = ANY(%s::uuid[])", [ids]).fetchone()
+            row = connection.execute("SELECT count(*) FROM upright.error WHERE id = ANY(%s::uuid[])", [ids]).fetchone()
         return int(row[0]) if row else 0
 
     wait_for(lambda: logged() == ERRORS and accepted() == ERRORS, "all errors logged and delivered", 120)
     with psycopg.connect(stack.database_url) as connection:
-        query = "SELECT count(DISTINCT recovery_id) FROM error WHERE id = ANY(%s::uuid[])"
+        query = "SELECT count(DISTINCT recovery_id) FROM upright.error WHERE id = ANY(%s::uuid[])"
         row = connection.execute(query, [ids]).fetchone()
     runs = int(row[0]) if row else 0
     base, second, p99 = (percentile(values, 99) for values in (quiet, again, stormy))

@@ -1,5 +1,7 @@
 """A report that runs past its statement timeout, an error for the storm, and healthy requests."""
 
+import os
+
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
@@ -24,4 +26,17 @@ def healthy(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"healthy": True})
 
 
-urlpatterns = [path("report/", report), path("storm/", storm), path("healthy/", healthy)]
+def timeout(request: HttpRequest) -> HttpResponse:
+    """The statement timeout that this process's statements have now."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('statement_timeout')")
+        (setting,) = cursor.fetchone()
+    return JsonResponse({"pid": os.getpid(), "statement_timeout": setting})
+
+
+urlpatterns = [
+    path("timeout/", timeout),
+    path("report/", report),
+    path("storm/", storm),
+    path("healthy/", healthy),
+]
