@@ -1,0 +1,40 @@
+"""Real engines for the Django tests: PostgreSQL and Redis of the test session's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.db import connections
+
+from upright.adapters.engines import EmbeddedPostgres, EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """The cluster behind the default database."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("site") / "postgres", durable=False, name="Site PostgreSQL") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(postgres: EmbeddedPostgres) -> Iterator[None]:
+    connections["default"].settings_dict["HOST"] = str(postgres.socket_dir)
+    yield
+    connections.close_all()
+    connections["default"].close_pool()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("site-redis")) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def spool_dir(tmp_path: Path, settings) -> Path:
+    """A spool of the test's own."""
+    place = tmp_path / "spool"
+    settings.UPRIGHT_SPOOL_DIR = str(place)
+    return place
