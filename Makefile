@@ -16,8 +16,10 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 up: $(STAMP)-shop ## Start everything here, sample shop included; Ctrl-C stops it (ARGS="--shop-port 0" for options)
+	@exec $(BIN)/upright up $(ARGS)
 
 demo: $(STAMP)-shop ## Break the shop for real, see it repaired, and check that it was (ARGS for options)
+	@exec $(PYTHON) examples/demo $(ARGS)
 
 # Three runs: the Django tests and the shop's each have settings of their own, which a process can have once.
 test: ## Run every test that needs only Python packages
