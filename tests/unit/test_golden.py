@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from datetime import UTC, datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
-from standardwebhooks.webhooks import Webhook
+from pydantic import SecretStr
+from standardwebhooks import webhooks
 
 from upright.adapters.intake.gate import MAX_BODY_BYTES, parse
+from upright.adapters.intake.signatures import Keyring
 from upright.domain.answer import Answer
 from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
 from upright.domain.message import Message
+from upright.errors import SignatureRefused
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS: dict[str, type[Message]] = {
@@ -69,10 +72,20 @@ def test_a_later_versions_keys_are_no_error() -> None:
         parse(json.dumps(said).encode(), model_of(path))
 
 
-def test_the_signature_is_the_standards_own() -> None:
-    """The vector of the specification's reference libraries."""
-    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", '{"test": 2432232314}'
-    when = datetime.fromtimestamp(1614265330, UTC)
-    signed = Webhook(secret).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", when, body)
-    assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-    assert len(base64.b64decode(signed.removeprefix("v1,"))) == 32
+SIGNATURES = json.loads((GOLDEN / "signature.json").read_bytes())["cases"]
+
+
+@pytest.mark.parametrize("case", SIGNATURES, ids=[case["name"] for case in SIGNATURES])
+def test_signatures_are_judged_as_the_golden_cases_say(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.fromtimestamp(case["now"], tz)
+
+    monkeypatch.setattr(webhooks, "datetime", Then)
+    keyring = Keyring({"default": [SecretStr(secret) for secret in case["secrets"]]})
+    if case["valid"]:
+        assert keyring.verify("default", case["headers"], case["body"].encode()) == case["headers"]["webhook-id"]
+    else:
+        with pytest.raises(SignatureRefused):
+            keyring.verify("default", case["headers"], case["body"].encode())

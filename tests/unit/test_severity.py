@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from upright.testing.events import error_event
 
 ROOT = Path(__file__).parents[2]
 BOOK = runbook_files.load(ROOT)
-GOLDEN = ROOT / "tests" / "golden" / "severity.json"
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "severity.json").read_bytes())["rows"]
 
 GUIDE = {
     Severity.CRITICAL: (500, "DatabaseError OutOfMemoryError SystemError AssertionError"),
@@ -65,3 +66,12 @@ def test_what_someone_set_by_hand_stands_when_the_error_is_recovered_by_hand() -
 
 def test_memory_error_is_the_guides_out_of_memory_error() -> None:
     assert Router(BOOK).severity(error_event(("builtins.MemoryError",))) is Severity.CRITICAL
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=[row["classes"][0][0] for row in GOLDEN])
+def test_severity_and_status_are_the_golden_tables(row: dict[str, Any]) -> None:
+    """The application tests against the same one: the two copies of the tables must not drift apart."""
+    found = error_event(*(tuple(chain) for chain in row["classes"]))
+    for environment, severity in row["severity"].items():
+        event = found.model_copy(update={"environment": environment})
+        assert (Router(BOOK).severity(event), Router(BOOK).http_status(event)) == (severity, row["http_status"])

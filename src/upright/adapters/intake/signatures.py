@@ -46,6 +46,9 @@ class Keyring:
         delivery_id = signed["webhook-id"]
         if not 0 < len(delivery_id) <= MAX_DELIVERY_ID or not (delivery_id.isascii() and delivery_id.isprintable()):
             raise SignatureRefused
+        stamp = signed["webhook-timestamp"]
+        if not (stamp.isascii() and stamp.isdigit()):  # the package reads other scripts' digits and floats too
+            raise SignatureRefused
         for webhook in self._webhooks.get(tenant, ()):
             try:
                 webhook.verify(body, signed, json_parse=False)
