@@ -67,6 +67,15 @@ class Drainer:
         with self._condition:
             return self._condition.wait_for(lambda: not (self._due or self._busy), timeout_s)
 
+    def forget(self) -> None:
+        """Deliver nothing of what waits, and wait for nobody; for tests, whose service is gone afterwards."""
+        with self._condition:
+            waiting, self._due = self._due, []
+            self._failures, self._not_before = 0, 0.0
+            self._condition.notify_all()
+        for _, _, record in waiting:
+            record.settle(delivery=True)
+
     def stop(self, timeout_s: float) -> None:
         with self._condition:
             self._stopping = True
