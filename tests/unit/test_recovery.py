@@ -273,6 +273,48 @@ async def test_an_agent_that_does_not_answer_is_a_failure_to_act_that_may_be_rep
     assert recovery.record.status is Status.NOT_RECOVERED
 
 
+async def test_what_an_earlier_attempt_has_put_in_force_is_withdrawn_too() -> None:
+    applied: list[Command] = []
+
+    async def agent(command: Command) -> CommandResult | None:
+        if command.kind == "replay":
+            evidence = Evidence(kind="anonymous_replay", outcome="failed")
+            return CommandResult(command_id=command.id, status="done", evidence=evidence)
+        applied.append(command)
+        return None if len(applied) == 1 else await answering(None)(command)
+
+    bench = Bench(agent=agent)
+    await bench.connect("host:1:boot")
+    recovery = await bench.open(slow_query(waits=False))
+    ranking = await recovery.score()
+    with pytest.raises(Unavailable):
+        await recovery.act(ranking.tried[0])
+    acted = await recovery.act(ranking.tried[0])
+    await recovery.verify(acted)
+    await recovery.conclude()
+    assert [command.directives[0].id for command in applied] == [applied[0].directives[0].id] * 2
+    assert recovery.record.status is Status.NOT_RECOVERED
+    assert "the change was withdrawn" in recovery.actions[0].reason
+    assert await bench.desired() == {}
+
+
+async def test_an_action_leaves_time_for_each_of_its_parts() -> None:
+    async def agent(command: Command) -> CommandResult | None:
+        commands.append(command)
+        return await witness(command)
+
+    commands: list[Command] = []
+    witness = witnessing("failed", "passed")
+    bench = Bench(agent=agent)
+    await bench.connect("host:1:boot")
+    recovery = await bench.open(slow_query(waits=False))
+    await carry_out(recovery)
+    assert recovery.record.status is Status.RECOVERED
+    step = next(one for one in recovery.runbook.steps if one.strategy == "timeout_increase")
+    assert commands[0].deadline_ms < step.timeout_s * 1000 - 1000, "time is left to act"
+    assert commands[1].deadline_ms < step.timeout_s * 1000
+
+
 async def test_a_caller_that_leaves_in_the_middle_leaves_no_proof() -> None:
     async def gone(command: Command) -> CommandResult | None:
         return None
@@ -299,6 +341,43 @@ async def test_a_repetition_that_works_is_its_own_evidence() -> None:
     assert command.retry is not None
     assert recovery.record.message == "Recovery successful: Retry"
     assert recovery.actions[0].reason == "retry of 3 attempts passed with status 200"
+
+
+def refused_connection(**fields: Any) -> Event:
+    return error_event(("builtins.ConnectionRefusedError", "builtins.ConnectionError"), waits=False, **fields)
+
+
+@pytest.mark.parametrize(
+    ("before", "kinds", "status"),
+    [("passed", ["replay"], Status.UNKNOWN), ("failed", ["replay", "retry"], Status.RECOVERED)],
+)
+async def test_where_nobody_waits_a_repetition_counts_only_after_a_failure(
+    before: str, kinds: list[str], status: Status
+) -> None:
+    async def agent(command: Command) -> CommandResult | None:
+        outcome = before if command.kind == "replay" else "passed"
+        kind = "anonymous_replay" if command.kind == "replay" else "retry"
+        evidence = Evidence.model_validate({"kind": kind, "outcome": outcome})
+        return CommandResult(command_id=command.id, status="done", evidence=evidence)
+
+    bench = Bench(agent=agent)
+    await bench.connect("host:1:boot")
+    recovery = await bench.open(refused_connection())
+    await carry_out(recovery)
+    assert [one.kind for one in bench.dispatch.to_agents] == kinds
+    assert recovery.record.status is status
+
+
+async def test_a_runbook_without_anonymous_replays_repeats_nothing_for_nobody() -> None:
+    bench = Bench(agent=witnessing())
+    await bench.connect("host:1:boot")
+    recovery = await bench.open(refused_connection())
+    rules = recovery.runbook.verification.model_copy(update={"anonymous_replay": False})
+    runbook = recovery.runbook.model_copy(update={"verification": rules})
+    recovery = Recovery(bench.dependencies, recovery.record, recovery.event, runbook)
+    await carry_out(recovery)
+    assert bench.dispatch.to_agents == []
+    assert "no anonymous replay" in recovery.actions[0].reason
 
 
 # Several at once

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from upright.domain.directive import Acknowledgement, Command, CommandResult, Directive
 from upright.domain.event import Event
-from upright.domain.runbook import Runbook, Step
+from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Verdict
 from upright.errors import Unavailable
 from upright.services.dependencies import Dependencies
@@ -25,6 +25,8 @@ NOBODY = "no process of the service is connected"
 LOCK_POLL_S = 0.05
 LOCK_PATIENCE_S = 3.0
 """How long to wait for another recovery that acts on the same target."""
+_USABLE = 0.9
+"""Share of its time that an action plans with, so that a late answer still finds it."""
 _NOT_DONE = {"refused": Verdict.REFUSED, "unsupported": Verdict.SKIPPED, "failed": Verdict.FAILED}
 
 
@@ -90,10 +92,13 @@ class Actor:
         self._recovery, self._event, self._runbook = recovery, event, runbook
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
+        self._until = 0.0
+        """When the action that is under way must have ended."""
 
     async def act(self, choice: Choice, position: int, fleet: Fleet) -> Acted:
         """Raises Unavailable where trying again may help."""
         began = time.monotonic()
+        self._until = began + choice.step.timeout_s * _USABLE
         strategy = STRATEGIES[choice.strategy]
         unmet = strategy.precondition(self._event, fleet, choice.parameters)
         if unmet is not None:
@@ -115,43 +120,64 @@ class Actor:
         else:
             await self._store.withdraw_directive(acted.directive.id)
 
-    async def witness(self, agent: Instance) -> Evidence | None:
+    async def witness(self, agent: Instance, *, within_ms: int | None = None) -> Evidence | None:
         """What another process of the service sees of the failed operation now."""
         rules, request = self._runbook.verification, self._event.request
         replayable = request is not None and request.replayable and request.path_intact
         kind = "replay" if rules.anonymous_replay and replayable and "replay" in _commands(agent) else "probe"
         if kind == "probe" and (not rules.probe or "probe" not in _commands(agent)):
             return None
+        deadline_ms = round(rules.timeout_s * 1000)
         command = Command(
             id=uuid4(),
             kind=kind,
-            deadline_ms=round(rules.timeout_s * 1000),
+            deadline_ms=deadline_ms if within_ms is None else min(deadline_ms, within_ms),
             request=request if kind == "replay" else None,
             error_types=error_types(self._event),
         )
         result = await self._to_agent(command, agent)
         return result.evidence if result is not None and result.status == "done" else None
 
+    async def _baseline(self, acted: Acted, agent: Instance) -> Acted:
+        """A reading before the action. What works already can't be shown to have been repaired."""
+        baseline = await self.witness(agent, within_ms=round(self._left_ms() * _USABLE))
+        if baseline is None or baseline.outcome != "passed":
+            return replace(acted, agent=agent, baseline=baseline)
+        reason = f"not carried out: a {baseline.kind} worked before it, so that success could not be shown"
+        return replace(acted, settled=Verdict.UNKNOWN, reason=reason, baseline=baseline)
+
     async def _retry(self, acted: Acted, fleet: Fleet) -> Acted:
         assert acted.plan is not None  # noqa: S101 (act() has made it)
         command = Command(
             id=uuid4(),
             kind="retry",
-            deadline_ms=_deadline_ms(acted.choice.step),
+            deadline_ms=self._left_ms(),
             retry=acted.plan.retry,
             request=self._event.request,
             error_types=error_types(self._event),
         )
         result = await self._dispatch.to_waiter(self._recovery.error_id, command) if fleet.waiter_present else None
-        if result is None or result.status == "too_late":
-            request = self._event.request
-            agents = fleet.able("retry") if request is not None and request.path_intact and request.replayable else []
-            if not agents:
-                why = "the caller's time ran out" if fleet.waiter_present else NOBODY
-                return replace(acted, settled=Verdict.SKIPPED, reason=why)
-            result = await self._to_agent(command.model_copy(update={"id": uuid4()}), agents[0])
-            if result is None:
-                raise Unavailable(f"{agents[0].id} did not answer in time")
+        if result is not None and result.status != "too_late":
+            return _with_result(acted, result)
+        request = self._event.request
+        agents = fleet.able("retry") if request is not None and request.path_intact and request.replayable else []
+        if not agents:
+            why = "the caller's time ran out" if fleet.waiter_present else NOBODY
+            return replace(acted, settled=Verdict.SKIPPED, reason=why)
+        if not self._runbook.verification.anonymous_replay:
+            why = "nobody waits, and the runbook allows no anonymous replay"
+            return replace(acted, settled=Verdict.SKIPPED, reason=why)
+        acted = await self._baseline(acted, agents[0])
+        if acted.settled is not None:
+            return acted
+        again = command.model_copy(update={"id": uuid4(), "deadline_ms": self._left_ms()})
+        result = await self._to_agent(again, agents[0])
+        if result is None:
+            raise Unavailable(f"{agents[0].id} did not answer in time")
+        if result.evidence is not None:
+            # Nobody's own operation: it is a witness like any other.
+            witnessed = result.evidence.model_copy(update={"kind": "anonymous_replay"})
+            result = result.model_copy(update={"evidence": witnessed})
         return _with_result(acted, result)
 
     async def _apply(self, acted: Acted, fleet: Fleet) -> Acted:
@@ -161,11 +187,9 @@ class Actor:
         if not fleet.waiter_present and agent is None:
             return replace(acted, settled=Verdict.SKIPPED, reason=NOBODY)
         if agent is not None:
-            baseline = await self.witness(agent)
-            if baseline is not None and baseline.outcome == "passed":
-                reason = f"not carried out: a {baseline.kind} worked before it, so that success could not be shown"
-                return replace(acted, settled=Verdict.UNKNOWN, reason=reason, baseline=baseline)
-            acted = replace(acted, agent=agent, baseline=baseline)
+            acted = await self._baseline(acted, agent)
+            if acted.settled is not None:
+                return acted
         claimed = await self._claim(acted)
         if claimed.settled is not None:
             return claimed
@@ -193,7 +217,7 @@ class Actor:
         return Command(
             id=uuid4(),
             kind="apply",
-            deadline_ms=_deadline_ms(acted.choice.step),
+            deadline_ms=self._left_ms(),
             directives=[acted.directive],
             verify=verify,
             error_types=error_types(self._event),
@@ -216,6 +240,10 @@ class Actor:
             await asyncio.sleep(LOCK_POLL_S)
         _, desired = await self._store.desired(recovery.tenant, recovery.service)
         active = Fleet(desired=desired).active(step.strategy, plan.target)
+        held = self.in_force
+        if held is not None and held.directive is not None and active is not None and active.id == held.directive.id:
+            # An earlier attempt of this task has put it in force.
+            return replace(acted, directive=active, own=held.own, previous=held.previous, reason=held.reason)
         # A taken-over recovery finds its predecessor's own directive, and goes on with it as its own.
         inherited = active is not None and recovery.epoch > 1 and active.values == plan.values
         if (
@@ -244,6 +272,9 @@ class Actor:
             scope=what.scope,
         )
 
+    def _left_ms(self) -> int:
+        return max(0, round((self._until - time.monotonic()) * 1000))
+
     async def _to_agent(self, command: Command, agent: Instance) -> CommandResult | None:
         return await self._dispatch.to_agent(self._recovery.tenant, self._recovery.service, command, agent.id)
 
@@ -258,11 +289,6 @@ def _with_result(acted: Acted, result: CommandResult) -> Acted:
     if status in _NOT_DONE:
         return replace(acted, settled=_NOT_DONE[status], reason=reason or f"the application answered {status!r}")
     return acted
-
-
-def _deadline_ms(step: Step) -> int:
-    """A little less than the task has, so that a late answer still finds it."""
-    return round(step.timeout_s * 900)
 
 
 def _commands(agent: Instance) -> list[str]:
