@@ -50,6 +50,7 @@ _TYPES: dict[Severity, tuple[str, ...]] = {
     "medium": ("ValueError", "KeyError", "AttributeError", "TypeError"),
 }
 _SEVERITY_OF: dict[str, Severity] = {name: severity for severity, names in _TYPES.items() for name in names}
+_LONGEST_NAME = 300
 _NEVER_NAMED = (Exception, BaseException, object)
 
 
@@ -96,7 +97,11 @@ def classes_of(error: BaseException, *, most: int = 10) -> list[list[str]]:
     """Qualified class names of the exception and at most `most` − 1 causes, as `classify` takes them."""
     chains: list[list[str]] = []
     for link in chain(error):
-        names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(link).__mro__ if cls not in _NEVER_NAMED]
+        names = [
+            f"{cls.__module__}.{cls.__qualname__}"[:_LONGEST_NAME]
+            for cls in type(link).__mro__
+            if cls not in _NEVER_NAMED
+        ]
         if names:
             chains.append(names[:20])
         if len(chains) == most:

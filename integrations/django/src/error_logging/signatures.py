@@ -70,6 +70,10 @@ def verify(
     timestamp = int(stamp)
     if abs((time.time() if now is None else now) - timestamp) > window_s:
         raise SignatureInvalid(f"{TIMESTAMP} is more than {window_s} s away from now")
+    try:
+        message_id.encode()
+    except UnicodeEncodeError:
+        raise SignatureInvalid(f"{ID} must be text") from None
     matched = False
     for secret in secrets:
         expected = sign(secret, message_id, timestamp, body).encode()

@@ -17,9 +17,9 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from error_logging import counters
@@ -53,7 +53,10 @@ class Spool:
         self.fsync = fsync
         self._prefix = f"p-{hashlib.sha256(database.encode()).hexdigest()[:8]}-"
         self._lock: int | None = None
+        self._guard = threading.Lock()
+        """Over the counts, and over which directory is this process's own."""
         self._count = 0
+        self._writing = 0
         self._others = 0
         try:
             prepare(root)
@@ -65,18 +68,24 @@ class Spool:
 
     def put(self, name: str, payload: bytes) -> None:
         """Durable on return, against the death of the process, and with `fsync` of the host. Raises OSError."""
-        if self._count + self._others >= self.max_files:
-            raise SpoolFull(errno.ENOSPC, f"the spool holds {self.max_files} events")
+        with self._guard:
+            if self._count + self._others >= self.max_files:
+                raise SpoolFull(errno.ENOSPC, f"the spool holds {self.max_files} events")
+            self._count += 1
+            self._writing += 1
+        directory, written = self.directory, False
         try:
-            self._write(self.directory, name, payload)
-        except FileNotFoundError:
-            # Somebody tidied the temporary directory up.
-            prepare(self.root)
-            self._release()
-            self.directory = self._take_directory()
-            self._count = 0
-            self._write(self.directory, name, payload)
-        self._count += 1
+            try:
+                self._write(directory, name, payload)
+            except FileNotFoundError:
+                self._move_from(directory)
+                self._write(self.directory, name, payload)
+            written = True
+        finally:
+            with self._guard:
+                self._writing -= 1
+                if not written:
+                    self._count -= 1
 
     def read(self, name: str) -> bytes:
         return (self.directory / f"{name}.json").read_bytes()
@@ -86,7 +95,8 @@ class Spool:
             (self.directory / f"{name}.json").unlink()
         except OSError:
             return
-        self._count -= 1
+        with self._guard:
+            self._count = max(0, self._count - 1)
 
     def refuse(self, name: str, reason: str) -> None:
         """Keep a copy among the refused, with the reason."""
@@ -103,10 +113,14 @@ class Spool:
         """Take over what dead processes left: the names of the events that are now this process's own."""
         adopted: list[str] = []
         others = 0
+        if self._lock is not None:
+            # Temporary directories are tidied up by age; this lock is in use.
+            with contextlib.suppress(OSError):
+                os.utime(self._lock)
         for directory in self._directories():
             if directory == self.directory:
                 continue
-            lock = _try_lock(directory / _LOCK)
+            lock = _try_lock(directory / _LOCK, create=_lost_its_lock(directory))
             if lock is None:
                 others += _count(directory)
                 continue
@@ -135,6 +149,16 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.close(self._lock)
             self._lock = None
+
+    def _move_from(self, gone: Path) -> None:
+        """To a new directory: somebody tidied the temporary directory up. The first thread to notice does it."""
+        with self._guard:
+            if self.directory != gone:
+                return
+            prepare(self.root)
+            self._release()
+            self.directory = self._take_directory()
+            self._count = self._writing
 
     def _take_directory(self) -> Path:
         # Locked before it gets its name, so that nobody takes it for abandoned.
@@ -166,11 +190,11 @@ class Spool:
                 temporary.unlink()
             raise
 
-    def _directories(self) -> Iterator[Path]:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.root):
-                if entry.name.startswith(self._prefix):
-                    yield Path(entry.path)
+    def _directories(self) -> list[Path]:
+        """Those of this application's processes; not what another user slipped into a shared directory."""
+        with contextlib.suppress(OSError), os.scandir(self.root) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(self._prefix) and _own(entry)]
+        return []
 
     def _empty(self, directory: Path) -> list[str]:
         names: list[str] = []
@@ -180,7 +204,8 @@ class Spool:
                     entry.rename(self.directory / entry.name)
                     names.append(entry.stem)
             self._discard(directory)
-        self._count += len(names)
+        with self._guard:
+            self._count += len(names)
         return names
 
     def _discard(self, directory: Path) -> None:
@@ -192,8 +217,8 @@ class Spool:
         directory.rmdir()
 
     def _collect_litter(self) -> None:
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self.root):
+        with contextlib.suppress(OSError), os.scandir(self.root) as entries:
+            for entry in entries:
                 if entry.name.startswith(".new-") and time.time() - entry.stat().st_mtime > _ABANDONED_S:
                     self._discard(Path(entry.path))
 
@@ -207,11 +232,23 @@ def prepare(root: Path) -> None:
     """Make the spool's directory, or see that it is safe to use. Raises SpoolUnusable."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root.stat()
     except OSError as error:
         raise SpoolUnusable(error.errno or errno.EIO, f"{root}: {error.strerror}") from error
+    inspect(root)
+
+
+def inspect(root: Path) -> None:
+    """See that a directory that is there is safe to use. Raises SpoolUnusable."""
+    try:
+        link, found = root.lstat(), root.stat()
+    except OSError as error:
+        raise SpoolUnusable(error.errno or errno.EIO, f"{root}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise SpoolUnusable(errno.ENOTDIR, f"{root} is not a directory")
     if hasattr(os, "getuid"):
-        # Whoever owns the directory, or may write to it, could take events away or slip some in.
+        # Whoever owns the directory or a link to it, or may write to it, could take events away or slip some in.
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (os.getuid(), 0):
+            raise SpoolUnusable(errno.EPERM, f"{root} is a link of another user's")
         if found.st_uid not in (os.getuid(), 0):
             raise SpoolUnusable(errno.EPERM, f"{root} belongs to another user")
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
@@ -252,9 +289,26 @@ def _fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _own(entry: os.DirEntry[str]) -> bool:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
+
+
+def _lost_its_lock(directory: Path) -> bool:
+    """Whether its lock was tidied away; a directory of a living process has one that never looks old."""
+    try:
+        return not (directory / _LOCK).exists() and time.time() - directory.stat().st_mtime > _ABANDONED_S
+    except OSError:
+        return False
+
+
 def _count(directory: Path) -> int:
     try:
-        return sum(1 for entry in os.scandir(directory) if entry.name.endswith(".json"))
+        with os.scandir(directory) as entries:
+            return sum(1 for entry in entries if entry.name.endswith(".json"))
     except OSError:
         return 0
 
