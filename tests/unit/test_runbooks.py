@@ -141,6 +141,19 @@ MISTAKES = {
     ),
     "not YAML": ("name: [mine\n", ["mine.yaml:2: not valid YAML: "]),
     "empty": ("", ["mine.yaml:1: the file is empty"]),
+    "unknown tag": ("name: !word mine\nsteps: [{strategy: retry}]\n", ["mine.yaml:1: 'mine' is no !word; "]),
+    "not a date": (
+        "name: mine\ndescription: 2026-13-45\nsteps: [{strategy: retry}]\n",
+        ["mine.yaml:2: '2026-13-45' is no timestamp; a text of that form stands in quotes"],
+    ),
+    "alias inside itself": (
+        "name: mine\nsteps: &steps\n  - strategy: retry\n    parameters: {again: *steps}\n",
+        ["mine.yaml:4: an alias must not stand inside what it stands for"],
+    ),
+    "key that is a list": (
+        "name: mine\nsteps: [{strategy: retry}]\n? [a, b]\n: c\n",
+        ["mine.yaml:3: a key must be a plain word"],
+    ),
     "a list": ("- name: mine\n", ["mine.yaml:1: Input should be "]),
 }
 

@@ -87,28 +87,41 @@ def _read(path: Path) -> _Document:
     if node is None:
         document.problems.append(f"{path}:1: the file is empty")
         return document
-    document.data = _plain(yaml, node, (), document)
+    document.data = _plain(yaml, node, (), document, ())
     return document
 
 
-def _plain(yaml: Any, node: Any, where: _Path, document: _Document) -> Any:
+def _plain(yaml: Any, node: Any, where: _Path, document: _Document, around: tuple[Any, ...]) -> Any:
+    """`around`: the nodes that hold this one."""
     document.lines.setdefault(where, node.start_mark.line + 1)
     parts: list[Any] = node.value
+    if any(node is one for one in around):
+        document.report(where, "an alias must not stand inside what it stands for")
+        return None
+    around = (*around, node)
     if node.id == "sequence":
-        return [_plain(yaml, item, (*where, index), document) for index, item in enumerate(parts)]
+        return [_plain(yaml, item, (*where, index), document, around) for index, item in enumerate(parts)]
     if node.id == "mapping":
         result: dict[str, Any] = {}
         for key_node, value_node in parts:
-            key = str(key_node.value)
             line = key_node.start_mark.line + 1
+            if key_node.id != "scalar":
+                document.problems.append(f"{document.path}:{line}: a key must be a plain word")
+                continue
+            key = str(key_node.value)
             if key in result:
                 first = document.lines[(*where, key)]
                 document.problems.append(f"{document.path}:{line}: {key!r} stands twice, first in line {first}")
                 continue
             document.lines[(*where, key)] = line
-            result[key] = _plain(yaml, value_node, (*where, key), document)
+            result[key] = _plain(yaml, value_node, (*where, key), document, around)
         return result
-    return yaml.constructor.construct_object(node)
+    try:
+        return yaml.constructor.construct_object(node)
+    except (YAMLError, ValueError):
+        kind = str(node.tag).rpartition(":")[2]
+        document.report(where, f"{node.value!r} is no {kind}; a text of that form stands in quotes")
+        return None
 
 
 class _Reader:
