@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from upright.adapters.store import PostgresStore
 from upright.cli.doctor import secret_problem
+from upright.testing.intake import accept
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +100,8 @@ def test_doctor_says_what_to_do(postgres_url: str, tmp_path: Path) -> None:
         ("whsec_???", "is not base64 after whsec_"),
         ("whsec_" + base64.b64encode(b"x" * 23).decode(), "has 23 bytes, fewer than 24"),
         ("whsec_" + base64.b64encode(b"x" * 24).decode(), None),
+        ("whsec_" + base64.b64encode(b"x" * 25).decode().rstrip("="), None),
+        ("whsec_\u00e9", "is not base64 after whsec_"),
     ],
 )
 def test_secrets_are_judged(secret: str, problem: str | None) -> None:
@@ -109,8 +114,55 @@ def test_a_wrong_setting_is_told_by_its_name() -> None:
     assert "UPRIGHT_PORT" in refused.stderr
 
 
-def test_an_unknown_error_is_told(fresh_postgres_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (("runbooks", "list"), {"UPRIGHT_TENANTS": "s3cret"}, "UPRIGHT_TENANTS"),
+        (("serve", "--port", "99999"), {}, "--port"),
+        (("up", "--prefect-port", "-3"), {}, "--prefect-port"),
+        (("up",), {"UPRIGHT_SHOP_PORT": "65536"}, "UPRIGHT_SHOP_PORT"),
+        (("errors", "list", "--status", "repaired"), {}, "not_recovered"),
+    ],
+)
+def test_what_is_used_wrongly_is_told_without_a_traceback(
+    arguments: tuple[str, ...], environment: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    refused = run(*arguments, UPRIGHT_DATA_DIR=str(tmp_path), **environment)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "s3cret" not in refused.stderr
+
+
+def test_doctor_shows_no_password(tmp_path: Path) -> None:
+    told = run("doctor", UPRIGHT_DATABASE_URL="postgres:s3cret@host/name", UPRIGHT_DATA_DIR=str(tmp_path))
+    assert told.returncode == 1
+    assert "postgresql://user@host/name" in told.stdout
+    assert "s3cret" not in told.stdout + told.stderr
+
+
+def test_an_unknown_error_is_told(database_url: str, tmp_path: Path) -> None:
     nothing = "00000000-0000-4000-8000-000000000000"
-    refused = run("errors", "show", nothing, UPRIGHT_DATABASE_URL=fresh_postgres_url, UPRIGHT_DATA_DIR=str(tmp_path))
+    refused = run("errors", "show", nothing, UPRIGHT_DATABASE_URL=database_url, UPRIGHT_DATA_DIR=str(tmp_path))
     assert refused.returncode == 1
-    assert nothing in refused.stderr
+    assert refused.stderr == f"Error: There is no error {nothing}.\n"
+
+
+def test_a_database_without_tables_is_told(fresh_postgres_url: str, tmp_path: Path) -> None:
+    refused = run("errors", "list", UPRIGHT_DATABASE_URL=fresh_postgres_url, UPRIGHT_DATA_DIR=str(tmp_path))
+    assert refused.returncode == 1
+    assert "`upright serve` brings them up to date" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("api", ["", "http://127.0.0.1:1/api"])
+async def test_a_rerun_without_prefect_is_told(
+    store: PostgresStore, database_url: str, tmp_path: Path, api: str
+) -> None:
+    error_id = str((await accept(store)).error_id)
+    environment = {"UPRIGHT_DATABASE_URL": database_url, "UPRIGHT_DATA_DIR": str(tmp_path)}
+    environment |= {"PREFECT_HOME": str(tmp_path), **({"PREFECT_API_URL": api} if api else {})}
+    refused = await asyncio.to_thread(run, "errors", "rerun", error_id, **environment)
+    assert refused.returncode == 1
+    assert ("does not answer" if api else "PREFECT_API_URL is not set") in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -34,6 +34,27 @@ class SmtpMailer:
         self._password = unquote(parts.password) if parts.password else None
         self._sender = options.get("from", f"upright@{self._host}")
 
+    @property
+    def address(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    async def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Connect, encrypt and log in as for an e-mail, and send none. Raises Unavailable."""
+        client = aiosmtplib.SMTP(
+            hostname=self._host,
+            port=self._port,
+            username=self._user,
+            password=self._password,
+            use_tls=self._implicit_tls,
+            start_tls=self._start_tls and not self._implicit_tls,
+            timeout=timeout_s,
+        )
+        try:
+            async with client:
+                await client.noop()
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise Unavailable(f"{self.address} is not ready for e-mail: {error}") from error
+
     async def send(self, recipients: Sequence[str], subject: str, text: str) -> None:
         """Raises Unavailable."""
         message = EmailMessage()
@@ -55,4 +76,4 @@ class SmtpMailer:
                 timeout=TIMEOUT_S,
             )
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise Unavailable(f"{self._host}:{self._port} did not take the e-mail: {error}") from error
+            raise Unavailable(f"{self.address} did not take the e-mail: {error}") from error

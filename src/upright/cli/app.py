@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.markup import escape
 
 from upright.cli import doctor, errors, init, runbooks, serve, up
@@ -52,6 +54,12 @@ def main() -> None:
         for problem in error.errors():
             where = "_".join(str(part) for part in problem["loc"]).upper()
             stderr.print(f"[bold red]UPRIGHT_{escape(where)}[/]: {escape(problem['msg'])}")
+        sys.exit(2)
+    except SettingsError as error:
+        # Its cause may show the value, which may be a secret.
+        named = re.search(r'field "(\w+)"', str(error))
+        where = f"UPRIGHT_{named[1].upper()}" if named else "A setting"
+        stderr.print(f"[bold red]{where}[/]: is not JSON of the form that docs/settings.md shows")
         sys.exit(2)
     except UprightError as error:
         stderr.print(f"[bold red]Error:[/] {escape(str(error))}")

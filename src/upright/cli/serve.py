@@ -23,9 +23,12 @@ WATCH_S = 0.5
 def serve(
     project: Project = None,
     host: Annotated[str | None, typer.Option(help="Where to listen. [UPRIGHT_HOST or 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Where to listen. [UPRIGHT_PORT or 8400]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65_535, help="Where to listen. [UPRIGHT_PORT or 8400]")] = None,
     prefect_port: Annotated[
-        int, typer.Option(envvar="UPRIGHT_PREFECT_PORT", help="Of an embedded Prefect server; 0 takes a free one.")
+        int,
+        typer.Option(
+            min=0, max=65_535, envvar="UPRIGHT_PREFECT_PORT", help="Of an embedded Prefect server; 0 takes a free one."
+        ),
     ] = 4200,
 ) -> None:
     """Serve a project: take errors, run runbooks, answer. Embedded engines start where no address is set."""

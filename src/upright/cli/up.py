@@ -26,12 +26,19 @@ def up(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where embedded engines keep their files. [UPRIGHT_DATA_DIR or .upright]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Of the service; 0 takes a free one. [UPRIGHT_PORT or 8400]")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Of the service; 0 takes a free one. [UPRIGHT_PORT or 8400]"),
+    ] = None,
     prefect_port: Annotated[
-        int, typer.Option(envvar="UPRIGHT_PREFECT_PORT", help="Of the Prefect server; 0 takes a free one.")
+        int,
+        typer.Option(
+            min=0, max=65_535, envvar="UPRIGHT_PREFECT_PORT", help="Of the Prefect server; 0 takes a free one."
+        ),
     ] = 4200,
     shop_port: Annotated[
-        int, typer.Option(envvar="UPRIGHT_SHOP_PORT", help="Of the sample shop; 0 takes a free one.")
+        int,
+        typer.Option(min=0, max=65_535, envvar="UPRIGHT_SHOP_PORT", help="Of the sample shop; 0 takes a free one."),
     ] = 8000,
     shop: Annotated[
         bool, typer.Option(help="Start the sample shop too, where the project has it (examples/shop).")

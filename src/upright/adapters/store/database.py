@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import URL, TextClause, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -124,6 +124,12 @@ class Database:
                     return await self._attempt(work)
         except (OperationalError, InterfaceError, PoolTimeout, TimeoutError, OSError) as error:
             raise Unavailable("PostgreSQL does not answer.") from error
+        except ProgrammingError as error:
+            if not isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
+                raise
+            raise ConfigurationError(
+                "The database has no tables of Upright's, or older ones; `upright serve` brings them up to date."
+            ) from error
 
     async def _attempt(self, work: Callable[[Transaction], Awaitable[Result]]) -> Result:
         async with self.engine.begin() as connection:
