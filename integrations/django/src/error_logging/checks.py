@@ -33,7 +33,7 @@ def register() -> None:
 
 def check_settings(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
     """Types and values; the secret has an id of its own."""
-    _, problems = conf.read()
+    _read, problems = conf.read()
     for problem in problems:
         if problem.setting == "UPRIGHT_SECRET":
             yield Error(
@@ -101,7 +101,7 @@ def check_middleware(app_configs: Sequence[AppConfig] | None = None, **_: Any) -
         )
     elif positions[-1] != len(listed) - 1:
         yield Warning(
-            "The middleware is not the last one: the ones after it may turn an error into a response before it is seen.",
+            "The middleware is not the last one: those after it may turn an error into a response before it is seen.",
             hint=f"Move '{MIDDLEWARE[0]}' to the end of MIDDLEWARE, unless it is meant to be so "
             "(then add upright.W004 to SILENCED_SYSTEM_CHECKS).",
             id="upright.W004",
@@ -113,7 +113,8 @@ def check_spool(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Ite
     if any(problem.setting == "UPRIGHT_SPOOL_DIR" for problem in problems):
         return
     try:
-        spool.prepare(read.spool_dir)
+        # Nothing is made here: whoever runs the check need not be the server's user, whose directory it is.
+        spool.foresee(read.spool_dir)
     except OSError as error:
         yield Error(
             f"The spool can't be used: {error.strerror}.",
@@ -138,7 +139,10 @@ def check_recipients(app_configs: Sequence[AppConfig] | None = None, **_: Any) -
 
 
 def _reachable(recipient: str) -> bool:
-    parts = urlsplit(recipient)
+    try:
+        parts = urlsplit(recipient)
+    except ValueError:
+        return False
     if parts.scheme in ("http", "https"):
         return bool(parts.hostname)
     try:

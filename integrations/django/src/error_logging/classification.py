@@ -69,7 +69,7 @@ class Classification:
 
 def classify(classes: Sequence[Sequence[str]], environment: str = "production") -> Classification:
     """`classes` as in the event: nearest first, the outermost exception before its causes."""
-    found: Severity = next((_SEVERITY_OF[name] for name in _names(classes) if name in _SEVERITY_OF), "low")
+    found: Severity = next((_SEVERITY_OF[name] for name in _names(classes) if name in _SEVERITY_OF), SEVERITIES[-1])
     return Classification(found if environment == "production" else lowered(found), HTTP_STATUS[found])
 
 
@@ -94,7 +94,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def classes_of(error: BaseException, *, most: int = 10) -> list[list[str]]:
-    """Qualified class names of the exception and at most `most` − 1 causes, as `classify` takes them."""
+    """Qualified class names of the exception and at most `most` - 1 causes, as `classify` takes them."""
     chains: list[list[str]] = []
     for link in chain(error):
         names = [

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -108,6 +109,8 @@ def read() -> tuple[Conf, list[Problem]]:
             values[attribute] = parse(given)
         except _Wrong as wrong:
             problems.append(Problem(name, str(wrong)))
+        except Exception as error:
+            problems.append(Problem(name, f"can't be read ({type(error).__name__})"))
     values.setdefault("max_waiters", max(1, threads_of_server() // 4))
     values.setdefault("databases", _looked_after())
     return Conf(**values), problems
@@ -123,7 +126,10 @@ def default_spool_dir() -> Path:
 
 def loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Wrong(Exception):
@@ -143,9 +149,15 @@ def _looked_after() -> tuple[str, ...]:
 def _url(value: object) -> str | None:
     if value == "":
         return None
-    parts = urlsplit(value) if isinstance(value, str) else None
-    if not isinstance(value, str) or parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _Wrong("must be an http:// or https:// address")
+    address = "must be an http:// or https:// address"
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
+        raise _Wrong(address)
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        raise _Wrong(address) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _Wrong(address)
     if parts.query or parts.fragment or parts.username or parts.password:
         raise _Wrong("must be an address without credentials, query and fragment")
     try:
@@ -192,7 +204,7 @@ def _name(value: object) -> str:
 
 
 def _path(value: object) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
         raise _Wrong("must be the path of a directory")
     return Path(str(value)).absolute()
 
@@ -218,12 +230,11 @@ def _patterns(value: object) -> tuple[re.Pattern[str], ...]:
         raise _Wrong("must be a list of regular expressions")
     compiled: list[re.Pattern[str]] = []
     for entry in value:
-        if isinstance(entry, re.Pattern) and isinstance(entry.pattern, str):
-            compiled.append(entry)
-            continue
         try:
-            compiled.append(re.compile(entry))
-        except (re.error, TypeError) as error:
+            pattern = re.compile(entry)
+            pattern.sub("", "")
+            compiled.append(pattern)
+        except (re.error, TypeError) as error:  # TypeError: of bytes, or no pattern at all
             raise _Wrong(f"must be a list of regular expressions; {entry!r} is none: {error}") from None
     return tuple(compiled)
 
@@ -249,7 +260,10 @@ def _limits(value: object) -> Limits:
             if not isinstance(parameter, str) or not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise _Wrong(shape)
             low, high = pair
-            if not all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in pair) or low > high:
+            if (
+                not all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in pair)
+                or not low <= high
+            ):
                 raise _Wrong(f"{shape}, numbers with low ≤ high; {strategy}.{parameter} is {pair!r}")
             merged.setdefault(strategy, {})[parameter] = (low, high)
     return merged

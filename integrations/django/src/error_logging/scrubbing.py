@@ -10,7 +10,10 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+
+from django.db.models import Manager, Model, QuerySet
 
 from error_logging.conf import current
 
@@ -39,6 +42,8 @@ _RULES: tuple[_Rule, ...] = (
     # postgresql://user:password@host, also where the password holds an @.
     (re.compile(r"(://)[^\s/?#'\"<>]{1,500}@"), rf"\1{SCRUBBED}@"),
     (re.compile(r"(?i)(authorization[\"']?\s{0,3}[:=]\s{0,3})(?:\"[^\"]*\"|'[^']*'|[^\r\n,;\"'}]+)"), rf"\1{SCRUBBED}"),
+    # A header of many cookies is one secret.
+    (re.compile(r"(?i)(cookie[\"']?\s{0,3}:\s{0,3})(?:\"[^\"]*\"|'[^']*'|[^\r\n,\"'}]+)"), rf"\1{SCRUBBED}"),
     (re.compile(r"(?i)(\bbearer\s{1,3})(?=[^\s,;]*[\d._=-])[^\s,;\"']{6,}"), rf"\1{SCRUBBED}"),
     (re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?"), SCRUBBED),
     (
@@ -109,20 +114,41 @@ def value(given: object, *, most: int = 2_000, depth: int = 0) -> object:
     if depth >= _MAX_DEPTH:
         return "…"
     if isinstance(given, Mapping):
-        pairs = islice(given.items(), _MAX_ITEMS)
-        return {
-            text(str(key), most=200): None
-            if inner is None
-            else SCRUBBED
-            if sensitive(str(key))
-            else value(inner, most=most, depth=depth + 1)
-            for key, inner in pairs
-        }
+        return _mapping(given, most, depth)
     if isinstance(given, (list, tuple, set, frozenset)):
         return [value(inner, most=most, depth=depth + 1) for inner in islice(given, _MAX_ITEMS)]
     if isinstance(given, (bytes, bytearray, memoryview)):
         return f"{len(given)} bytes"
-    return text(str(given), most=most)
+    return text(_shown(given), most=most)
+
+
+def _mapping(given: Mapping[Any, Any], most: int, depth: int) -> object:
+    try:
+        pairs = list(islice(given.items(), _MAX_ITEMS))
+    except Exception:
+        return _named(given)
+    plain: dict[str, object] = {}
+    for key, inner in pairs:
+        name = _shown(key)
+        hidden = inner is not None and sensitive(name)
+        plain[text(name, most=200)] = SCRUBBED if hidden else value(inner, most=most, depth=depth + 1)
+    return plain
+
+
+def _shown(given: object) -> str:
+    """What the object says of itself, but for those that would ask the database for it."""
+    if isinstance(given, (QuerySet, Manager)):
+        return f"<{type(given).__name__} of {getattr(given.model, '__name__', 'a model')}>"
+    if isinstance(given, Model):
+        return f"<{type(given).__name__} {given.pk}>"
+    try:
+        return str(given)
+    except Exception:
+        return _named(given)
+
+
+def _named(given: object) -> str:
+    return f"<{type(given).__name__}>"
 
 
 def path(given: str, arguments: Mapping[str, object] | None = None) -> tuple[str, bool]:
@@ -149,7 +175,7 @@ def _route(route: str, arguments: Mapping[str, object]) -> str:
     whole = "/".join(kept)
     for argument in hidden:
         # An argument with slashes, or one that is a part of its segment.
-        whole = whole.replace(argument, SCRUBBED).replace(quote(argument), SCRUBBED)
+        whole = whole.replace(argument, SCRUBBED).replace(quote(argument, errors="replace"), SCRUBBED)
     return whole
 
 

@@ -237,6 +237,16 @@ def prepare(root: Path) -> None:
     inspect(root)
 
 
+def foresee(root: Path) -> None:
+    """See whether the directory can be used, or made. Raises SpoolUnusable."""
+    if os.path.lexists(root):
+        inspect(root)
+        return
+    above = next(parent for parent in root.parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise SpoolUnusable(errno.EACCES, f"{root} can't be made in {above}")
+
+
 def inspect(root: Path) -> None:
     """See that a directory that is there is safe to use. Raises SpoolUnusable."""
     try:
