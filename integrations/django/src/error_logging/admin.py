@@ -74,7 +74,12 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "",
             "<tr><td>{}</td><td>{}</td><td>{} ms</td><td>{}</td></tr>",
             (
-                (entry.get("strategy", ""), entry.get("verdict", ""), _whole(entry.get("duration_ms")), entry.get("reason", ""))
+                (
+                    entry.get("strategy", ""),
+                    entry.get("verdict", ""),
+                    _whole(entry.get("duration_ms")),
+                    entry.get("reason", ""),
+                )
                 for entry in actions
             ),
         )
@@ -90,7 +95,8 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not shown:
             return "None"
         return format_html(
-            "<table>{}</table>", format_html_join("", "<tr><th>{}</th><td>{}</td></tr>", ((k, str(v)) for k, v in shown))
+            "<table>{}</table>",
+            format_html_join("", "<tr><th>{}</th><td>{}</td></tr>", ((k, str(v)) for k, v in shown)),
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: ErrorLog | None = None) -> Any:

@@ -72,19 +72,20 @@ class ErrorRecoveryContextManager:
         event = events.build(exc, origin="block", service=self.service, context=self.context, began=self._began)
         record = recording.capture(event, began=self._began)
         self.error_id = record.error_id
-        if _in_application_block():
-            # The transaction is broken, whatever the recovery does: the block above must see the exception.
-            recording.finish_later(record)
-            return False
-        answer, delivered = handling.not_waited(record), False
-        with waiting.place() as place:
-            if place:
-                waiting.give_back_connections()
-                ended = exchange.run(record, replay=None, probe=probes.evidence_of(self.probe, exc, event))
-                answer, delivered = ended.answer, ended.delivered
-        self.recovery = answer["recovery"]
-        recording.finish(record, answer=answer, delivered=delivered)
-        return bool(answer["recovery"].get("success"))
+        with handling.kept(record):
+            if _in_application_block():
+                # The transaction is broken, whatever the recovery does: the block above must see the exception.
+                recording.finish_later(record)
+                return False
+            answer, delivered = handling.not_waited(record), False
+            with waiting.place() as place:
+                if place:
+                    waiting.give_back_connections()
+                    ended = exchange.run(record, replay=None, probe=probes.evidence_of(self.probe, exc, event))
+                    answer, delivered = ended.answer, ended.delivered
+            self.recovery = answer["recovery"]
+            recording.finish(record, answer=answer, delivered=delivered)
+            return bool(answer["recovery"].get("success"))
 
 
 def _in_application_block() -> bool:

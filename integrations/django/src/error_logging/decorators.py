@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from asyncio import iscoroutine
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar, overload
 
@@ -14,6 +15,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from error_logging import handling, recording
+from error_logging.replay import replaying
 
 logger = logging.getLogger("error_logging")
 
@@ -43,15 +45,7 @@ def ai_error_handler(
 
             @wraps(inner)
             async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                began = time.monotonic()
-                try:
-                    return await inner(request, *args, **kwargs)
-                except Exception as exc:
-                    _enter(request, began, service)
-                    answer = await _ahandled(request, exc)
-                    if answer is None:
-                        raise
-                    return answer
+                return await _awaited(inner(request, *args, **kwargs), request, service)
 
             wrapper: Any = awrapper
         else:
@@ -60,13 +54,15 @@ def ai_error_handler(
             def swrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
                 began = time.monotonic()
                 try:
-                    return inner(request, *args, **kwargs)
+                    result = inner(request, *args, **kwargs)
                 except Exception as exc:
                     _enter(request, began, service)
                     answer = _handled(request, exc)
                     if answer is None:
                         raise
                     return answer
+                # `dispatch` of an asynchronous class-based view is a plain function that returns a coroutine.
+                return _awaited(result, request, service) if iscoroutine(result) else result
 
             wrapper = swrapper
         wrapper.upright_replay = replay
@@ -74,6 +70,18 @@ def ai_error_handler(
         return wrapper
 
     return decorate if view is None else decorate(view)
+
+
+async def _awaited(result: Awaitable[Any], request: HttpRequest, service: str | None) -> Any:
+    began = time.monotonic()
+    try:
+        return await result
+    except Exception as exc:
+        _enter(request, began, service)
+        answer = await _ahandled(request, exc)
+        if answer is None:
+            raise
+        return answer
 
 
 def _enter(request: HttpRequest, began: float, service: str | None) -> None:
@@ -84,59 +92,59 @@ def _enter(request: HttpRequest, began: float, service: str | None) -> None:
 
 def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
     """The answer, or None where the exception is to go on."""
-    if not handling.is_error(exc) or request.__dict__.get("_upright_replaying"):
+    if not handling.is_error(exc) or replaying(request):
         return None
     try:
         broken = _broken_blocks()
         if handling.seen(request, exc):
             return None
         record = handling.capture(request, exc)
-        if handling.own_page(request):
-            recording.finish_later(record)
-            return None
-        handling.tell_others(None, request)
-        if broken:
-            # The transaction can't be used any more, and what was written in it must not be committed half.
-            for connection in broken:
-                connection.set_rollback(True)
-            answer, delivered, replayed = handling.not_waited(record), False, None
-            response = handling.respond(request, record, answer, replayed)
-            recording.finish_later(record, answer=None, delivered=False)
-        else:
-            request.__dict__["_upright_replaying"] = True
-            try:
-                answer, delivered, replayed = handling.recover(request, record)
-            finally:
-                request.__dict__.pop("_upright_replaying", None)
-            response = handling.respond(request, record, answer, replayed)
+        with handling.kept(record):
+            own_page = handling.own_page(request)
+            if own_page and (broken or not handling.serves_recovered(request)):
+                recording.finish_later(record)
+                return None
+            if not own_page:
+                handling.tell_others(request)
+            if broken:
+                # The transaction can't be used any more, and what was written in it must not be committed half.
+                for connection in broken:
+                    connection.set_rollback(True)
+                response = handling.respond(request, exc, record, handling.not_waited(record), None)
+                recording.finish_later(record)
+                return response
+            answer, delivered, replayed = handling.recover(request, record)
+            response = handling.respond(request, exc, record, answer, replayed)
+            if own_page and response is not None:
+                handling.tell_others(request)
             recording.finish(record, answer=answer, delivered=delivered)
-        return response
+            return response
     except Exception:
         logger.exception("Upright failed while it handled an error; the exception goes on")
         return None
 
 
 async def _ahandled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
-    if not handling.is_error(exc) or request.__dict__.get("_upright_replaying"):
+    if not handling.is_error(exc) or replaying(request):
         return None
     try:
         if handling.seen(request, exc):
             return None
-        capture: Any = sync_to_async(handling.capture, thread_sensitive=True)
         finish: Any = sync_to_async(recording.finish, thread_sensitive=True)
-        record = await capture(request, exc)
-        if handling.own_page(request):
-            await finish(record, answer=None, delivered=False)
-            return None
-        handling.tell_others(None, request)
-        request.__dict__["_upright_replaying"] = True
-        try:
+        record = await sync_to_async(handling.capture, thread_sensitive=True)(request, exc)
+        with handling.kept(record):
+            own_page = handling.own_page(request)
+            if own_page and not handling.serves_recovered(request):
+                await finish(record, answer=None, delivered=False)
+                return None
+            if not own_page:
+                await handling.atell_others(request, exc)
             answer, delivered, replayed = await handling.arecover(request, record)
-        finally:
-            request.__dict__.pop("_upright_replaying", None)
-        response = handling.respond(request, record, answer, replayed)
-        await finish(record, answer=answer, delivered=delivered)
-        return response
+            response = handling.respond(request, exc, record, answer, replayed)
+            if own_page and response is not None:
+                await handling.atell_others(request, exc)
+            await finish(record, answer=answer, delivered=delivered)
+            return response
     except Exception:
         logger.exception("Upright failed while it handled an error; the exception goes on")
         return None

@@ -5,18 +5,22 @@ The middleware and the decorator share this; each knows where it stands.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from asyncio import CancelledError
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
-from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
+from django.core.exceptions import BadRequest, PermissionDenied, RequestAborted, SuspiciousOperation
 from django.core.signals import got_request_exception
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
+from django.utils.log import log_response
 
 from error_logging import events, exchange, recording, replay, waiting
 from error_logging.conf import current
@@ -24,11 +28,13 @@ from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
 
+Result = TypeVar("Result")
+
 LEFT_ALONE = (
-    Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError, SystemExit, KeyboardInterrupt,
-    GeneratorExit, CancelledError,
+    Http404, PermissionDenied, SuspiciousOperation, BadRequest, MultiPartParserError, RequestAborted,
+    UnreadablePostError, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError,
 )  # fmt: skip
-"""Not errors of the application: Django answers these itself, or they end something."""
+"""Not errors of the application: Django answers these itself, the client went away, or they end something."""
 RECOVERED_HEADER = "X-Upright-Recovered"
 ERROR_HEADER = "X-Upright-Error"
 
@@ -39,10 +45,12 @@ def is_error(exc: BaseException) -> bool:
 
 def seen(request: HttpRequest, exc: BaseException) -> bool:
     """Whether this exception of this request was recorded already; from now on it counts as recorded."""
-    known: list[int] = request.__dict__.setdefault("_upright_seen", [])
-    if id(exc) in known:
+    # The mark is on the exception: its id() may be another exception's as soon as it is gone. And it names the request,
+    # since there are exceptions that are made once and raised again and again.
+    mark = request.__dict__.setdefault("_upright_mark", object())
+    if exc.__dict__.get("_upright_mark") is mark:
         return True
-    known.append(id(exc))
+    exc.__dict__["_upright_mark"] = mark
     return False
 
 
@@ -65,19 +73,55 @@ def prefers_html(request: HttpRequest) -> bool:
 
 def own_page(request: HttpRequest) -> bool:
     """Whether Django is to answer as it would without us."""
-    return bool(settings.DEBUG) or prefers_html(request)
+    return bool(settings.DEBUG or settings.DEBUG_PROPAGATE_EXCEPTIONS) or prefers_html(request)
 
 
-def tell_others(sender: Any, request: HttpRequest) -> None:
+def serves_recovered(request: HttpRequest) -> bool:
+    """Whether the user gets the real response, if a replay brings one: worth waiting for, also for a browser."""
+    match = request.resolver_match
+    wanted = match is not None and bool(getattr(match.func, "upright_serve_recovered", False))
+    return wanted and not (settings.DEBUG or settings.DEBUG_PROPAGATE_EXCEPTIONS) and replay.allowed(request)
+
+
+def tell_others(request: HttpRequest) -> None:
     """Answering suppresses Django's signal, which error trackers live on: send it on, but for the test client's
     receiver, which would raise the exception again. Called while the exception is being handled."""
-    for receiver in got_request_exception._live_receivers(sender)[0]:
+    receivers, asynchronous = got_request_exception._live_receivers(None)
+    for receiver in [*receivers, *(async_to_sync(one) for one in asynchronous)]:
         if _is_test_client(receiver) or getattr(receiver, "__module__", "") == "error_logging.middleware":
             continue
         try:
-            receiver(signal=got_request_exception, sender=sender, request=request)
+            receiver(signal=got_request_exception, sender=None, request=request)
         except Exception:
             logger.exception("A receiver of got_request_exception failed")
+
+
+async def atell_others(request: HttpRequest, exc: BaseException) -> None:
+    """The same from an event loop: receivers may block."""
+    await sync_to_async(while_handled, thread_sensitive=True)(exc, lambda: tell_others(request))
+
+
+def while_handled(exc: BaseException, call: Callable[[], Result]) -> Result:
+    """Call with the exception as the one that is being handled, as receivers and Django's own page expect."""
+    traceback = exc.__traceback__
+    try:
+        raise exc
+    except BaseException:
+        exc.__traceback__ = traceback
+        return call()
+    finally:
+        exc.__traceback__ = traceback
+
+
+@contextlib.contextmanager
+def kept(record: Record) -> Iterator[None]:
+    """Whatever ends the handling of an error early (a client that went away, a worker that is told to stop, a fault of
+    our own), its record goes to the drainer."""
+    try:
+        yield
+    except BaseException:
+        recording.finish_later(record)
+        raise
 
 
 def recover(request: HttpRequest, record: Record) -> tuple[dict[str, Any], bool, HttpResponseBase | None]:
@@ -86,16 +130,14 @@ def recover(request: HttpRequest, record: Record) -> tuple[dict[str, Any], bool,
     with waiting.place() as place:
         if not place:
             return not_waited(record), False, None
-        responses: list[HttpResponseBase | None] = []
+        last = _LastReplay()
 
         def again() -> dict[str, Any]:
-            evidence, response = replay.request(request)
-            responses.append(response if evidence["outcome"] == "passed" else None)
-            return evidence
+            return last.is_now(*replay.request(request))
 
         waiting.give_back_connections()
         ended = exchange.run(record, replay=again if replay.allowed(request) else None, probe=None)
-    return ended.answer, ended.delivered, responses[-1] if responses else None
+    return ended.answer, ended.delivered, last.response
 
 
 async def arecover(request: HttpRequest, record: Record) -> tuple[dict[str, Any], bool, HttpResponseBase | None]:
@@ -103,29 +145,52 @@ async def arecover(request: HttpRequest, record: Record) -> tuple[dict[str, Any]
     with waiting.place() as place:
         if not place:
             return not_waited(record), False, None
-        responses: list[HttpResponseBase | None] = []
+        last = _LastReplay()
+        # They belong to the thread of the request's synchronous code.
+        await sync_to_async(waiting.give_back_connections, thread_sensitive=True)()
 
         async def again() -> dict[str, Any]:
-            evidence, response = await replay.arequest(request)
-            responses.append(response if evidence["outcome"] == "passed" else None)
-            return evidence
+            return last.is_now(*await replay.arequest(request))
 
         ended = await exchange.arun(record, replay=again if replay.allowed(request) else None, probe=None)
-    return ended.answer, ended.delivered, responses[-1] if responses else None
+    return ended.answer, ended.delivered, last.response
+
+
+class _LastReplay:
+    """What the last replay of a request answered, if it passed; of the others nothing is left open."""
+
+    def __init__(self) -> None:
+        self.response: HttpResponseBase | None = None
+
+    def is_now(self, evidence: dict[str, Any], response: HttpResponseBase | None) -> dict[str, Any]:
+        for unwanted in (self.response, response if evidence["outcome"] != "passed" else None):
+            if unwanted is not None:
+                replay.discard(unwanted)
+        self.response = response if evidence["outcome"] == "passed" else None
+        return evidence
 
 
 def respond(
-    request: HttpRequest, record: Record, answer: dict[str, Any], replayed: HttpResponseBase | None
-) -> HttpResponseBase:
-    """The guide's JSON; or the real response, where a replay recovered it and the view has opted in."""
+    request: HttpRequest,
+    exc: BaseException,
+    record: Record,
+    answer: dict[str, Any],
+    replayed: HttpResponseBase | None,
+) -> HttpResponseBase | None:
+    """The guide's JSON; or the real response, where a replay recovered it and the view has opted in. None where Django
+    is to answer."""
     report = answer["recovery"]
-    match = request.resolver_match
-    serve = match is not None and getattr(match.func, "upright_serve_recovered", False)
-    if replayed is not None and report.get("success") and serve:
+    if replayed is not None and report.get("success") and serves_recovered(request):
+        logger.warning("%s recovered: %s", request.path, record.error_id, exc_info=exc, extra={"request": request})
+        replay.keep_session(request)
         replayed.headers[RECOVERED_HEADER] = record.error_id
         return replayed
+    if replayed is not None:
+        replay.discard(replayed)
+    if own_page(request):
+        return None
     error = record.event["error"]
-    return JsonResponse(
+    response = JsonResponse(
         {
             "error": {
                 "type": error["type"],
@@ -138,6 +203,17 @@ def respond(
         status=record.http_status,
         headers={ERROR_HEADER: record.error_id, "Cache-Control": "no-store"},
     )
+    # Django logs an answer without its exception, and a 400 as a warning; this is the line that it logs without us.
+    log_response(
+        "%s: %s",
+        "Internal Server Error",
+        request.path,
+        response=response,
+        request=request,
+        exception=exc,
+        level="error",
+    )
+    return response
 
 
 def not_waited(record: Record) -> dict[str, Any]:
@@ -148,8 +224,8 @@ def not_waited(record: Record) -> dict[str, Any]:
 
 
 def _is_test_client(receiver: Any) -> bool:
-    target = getattr(receiver, "func", receiver)
-    return getattr(target, "__self__", None).__class__.__module__ == "django.test.client"
+    # The method's own module: clients are subclassed, by REST framework among others.
+    return getattr(getattr(receiver, "func", receiver), "__module__", "") == "django.test.client"
 
 
 def handling_now() -> BaseException | None:

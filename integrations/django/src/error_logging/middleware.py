@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.core.handlers.exception import response_for_exception
 from django.core.signals import got_request_exception
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponse, HttpResponseBase
@@ -33,6 +35,9 @@ class AIErrorRecoveryMiddleware:
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
             markcoroutinefunction(self)
+            self.process_view = self._before_view
+        # Here rather than on import: who uses the decorator alone did not ask for the errors of all other views.
+        got_request_exception.connect(_on_signal, dispatch_uid="error_logging.middleware")
         _guarded(agent.start)
 
     def __call__(self, request: HttpRequest) -> Any:
@@ -50,17 +55,18 @@ class AIErrorRecoveryMiddleware:
         request.__dict__["_upright_began"] = time.monotonic()
         request.__dict__["_upright_async"] = True
         response: Any = await self.get_response(request)
-        record: Record | None = request.__dict__.pop("_upright_waiting", None)
-        if record is not None:
-            response = await self._afinish(request, record, response)
+        waiting: tuple[Exception, Record] | None = request.__dict__.pop("_upright_waiting", None)
+        if waiting is not None:
+            response = await self._afinish(request, *waiting)
         if response.streaming:
             _watch_stream(request, response)
         return response
 
-    def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
-        # Under ASGI the view's thread is only known here.
-        if self.is_async and actuators.needs_requests():
-            _guarded(actuators.prepare_thread)
+    async def _before_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
+        """`process_view` under ASGI, where the view's thread is known only now. A coroutine: Django would take anything
+        else to a thread and back for each request."""
+        if actuators.needs_requests():
+            await sync_to_async(_guarded, thread_sensitive=True)(actuators.prepare_thread)
 
     def process_exception(self, request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
         if not handling.is_error(exc):
@@ -75,32 +81,62 @@ class AIErrorRecoveryMiddleware:
         if handling.seen(request, exc):
             return None
         record = handling.capture(request, exc)
-        if handling.own_page(request):
-            recording.finish(record, answer=None, delivered=False)
-            return None
-        handling.tell_others(self.__class__, request)
-        if self.is_async:
-            request.__dict__["_upright_waiting"] = record
-            # Replaced in __call__ once the recovery is known.
-            return HttpResponse(status=record.http_status)
-        answer, delivered, replayed = handling.recover(request, record)
-        response = handling.respond(request, record, answer, replayed)
-        recording.finish(record, answer=answer, delivered=delivered)
-        return response
-
-    async def _afinish(self, request: HttpRequest, record: Record, otherwise: HttpResponseBase) -> HttpResponseBase:
-        try:
-            answer, delivered, replayed = await handling.arecover(request, record)
-            response = handling.respond(request, record, answer, replayed)
-            await sync_to_async(recording.finish, thread_sensitive=True)(record, answer=answer, delivered=delivered)
+        with handling.kept(record):
+            own_page = handling.own_page(request)
+            if own_page and not handling.serves_recovered(request):
+                recording.finish(record, answer=None, delivered=False)
+                return None
+            if not own_page:
+                handling.tell_others(request)
+            if self.is_async:
+                request.__dict__["_upright_waiting"] = exc, record
+                # Replaced in __call__ once the recovery is known.
+                return _placeholder(record)
+            answer, delivered, replayed = handling.recover(request, record)
+            response = handling.respond(request, exc, record, answer, replayed)
+            if own_page and response is not None:
+                # Where Django answers, it tells them.
+                handling.tell_others(request)
+            recording.finish(record, answer=answer, delivered=delivered)
             return response
+
+    async def _afinish(self, request: HttpRequest, exc: Exception, record: Record) -> HttpResponseBase:
+        try:
+            with handling.kept(record):
+                answer, delivered, replayed = await handling.arecover(request, record)
+                response = handling.respond(request, exc, record, answer, replayed)
+                if response is None:
+                    response = await _django_page(request, exc)
+                elif handling.own_page(request):
+                    await handling.atell_others(request, exc)
+                await sync_to_async(recording.finish, thread_sensitive=True)(record, answer=answer, delivered=delivered)
+                return response
         except Exception:
-            logger.exception("Upright failed while it handled an error; the error is answered as it is")
-            return otherwise
+            logger.exception("Upright failed while it handled an error; it is answered as it is")
+            return await _django_page(request, exc)
+
+
+def _placeholder(record: Record) -> HttpResponse:
+    response = HttpResponse(status=record.http_status)
+    # Not yet: whatever takes its place is logged instead.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
+async def _django_page(request: HttpRequest, exc: Exception) -> HttpResponseBase:
+    """What Django would have answered, with its signal and its log."""
+
+    def answer() -> HttpResponseBase:
+        return handling.while_handled(exc, lambda: response_for_exception(request, exc))
+
+    return await sync_to_async(answer, thread_sensitive=False)()
 
 
 def _watch_stream(request: HttpRequest, response: StreamingHttpResponse) -> None:
     """Errors in the body of a streaming response reach neither the middleware nor the signal."""
+    if getattr(response, "file_to_stream", None) is not None:
+        # The server sends the file by itself, and faster; a generator in between would keep it from doing so.
+        return
     content: Any = response.streaming_content
     response.streaming_content = _awatched(request, content) if response.is_async else _watched(request, content)
 
@@ -113,10 +149,11 @@ def _watched(request: HttpRequest, content: Iterator[bytes]) -> Iterator[bytes]:
         raise
 
 
-async def _awatched(request: HttpRequest, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _awatched(request: HttpRequest, content: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
     try:
-        async for part in content:
-            yield part
+        async with aclosing(content):
+            async for part in content:
+                yield part
     except Exception as error:
         record: Callable[..., Awaitable[None]] = sync_to_async(_guarded, thread_sensitive=True)
         await record(_record, request, error)
@@ -130,9 +167,9 @@ def _record(request: HttpRequest, exc: BaseException) -> None:
 
 
 def _on_signal(sender: Any, request: HttpRequest | None = None, **_: Any) -> None:
-    """Errors of other middleware reach only the signal."""
+    """Errors of other middleware reach only the signal, and those of outer ones come before any of ours."""
     exc = handling.handling_now()
-    if exc is not None and request is not None and "_upright_began" in request.__dict__:
+    if exc is not None and request is not None:
         _guarded(_record, request, exc)
 
 
@@ -142,6 +179,3 @@ def _guarded(call: Callable[..., Any], *args: Any) -> None:
         call(*args)
     except Exception:
         logger.exception("Upright failed; the request goes on")
-
-
-got_request_exception.connect(_on_signal, dispatch_uid="error_logging.middleware")

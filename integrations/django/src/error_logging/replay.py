@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.conf import settings
+from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.core.handlers.base import BaseHandler
 from django.http import Http404, HttpRequest
 from django.http.response import HttpResponseBase
-from django.test import RequestFactory
-from django.urls import Resolver404, resolve
+from django.shortcuts import resolve_url
+from django.urls import NoReverseMatch, Resolver404, resolve
 
 from error_logging import actuators, classification
 from error_logging.conf import current
@@ -39,22 +39,28 @@ def allowed(request: HttpRequest) -> bool:
     )
 
 
+def replaying(failed: HttpRequest) -> bool:
+    """Whether this request is being done again: what it raises now is evidence, not another error."""
+    return bool(failed.__dict__.get("_upright_replaying"))
+
+
 def request(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | None]:
     """Do it again in this thread."""
     began = time.monotonic()
     actuators.prepare_thread()
-    session = _session_of(failed)
     view, args, kwargs = _view(failed)
     if iscoroutinefunction(view):
         view = async_to_sync(view)
     response: HttpResponseBase | None = None
+    attempt = _Attempt(failed)
     try:
         response = _rendered(view(failed, *args, **kwargs))
     except Exception as error:
         evidence = _of_exception(error)
     else:
         evidence = _of_response(response)
-    _restore_session(failed, session)
+    finally:
+        attempt.end()
     return {**evidence, "kind": "replay", "attempts": 1, "duration_ms": _ms(began)}, response
 
 
@@ -64,16 +70,19 @@ async def arequest(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | No
     if not iscoroutinefunction(view):
         return await sync_to_async(request, thread_sensitive=True)(failed)
     began = time.monotonic()
-    session = _session_of(failed)
     response: HttpResponseBase | None = None
+    attempt = _Attempt(failed)
     try:
+        # A view in the event loop can't load it by itself, where it relied on a middleware that did.
+        await sync_to_async(attempt.load_session, thread_sensitive=True)()
         response = await view(failed, *args, **kwargs)
         response = await sync_to_async(_rendered, thread_sensitive=True)(response)
     except Exception as error:
         evidence = _of_exception(error)
     else:
         evidence = _of_response(response)
-    _restore_session(failed, session)
+    finally:
+        attempt.end()
     return {**evidence, "kind": "replay", "attempts": 1, "duration_ms": _ms(began)}, response
 
 
@@ -89,6 +98,9 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     method, path = str(detail.get("method") or "GET"), str(detail.get("path") or "")
     if not current().replay or method not in SAFE_METHODS or not detail.get("path_intact", True) or not path:
         return _evidence("inconclusive", "the request can't be repeated")
+    # Not above: it brings unittest with it, and few processes ever come here.
+    from django.test.client import RequestFactory
+
     made = RequestFactory(SERVER_NAME=_host()).generic(method, path)
     try:
         made.resolver_match = match = resolve(urlsplit(path).path)
@@ -111,7 +123,7 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
         outcome = "failed" if names & wanted else "inconclusive"
         return _evidence(outcome, f"{type(error).__name__} was raised")
     status = response.status_code
-    response.close()
+    discard(response)
     return _evidence("passed" if 200 <= status < 300 else "inconclusive", f"answered {status}", status)
 
 
@@ -142,7 +154,8 @@ def _of_response(response: HttpResponseBase) -> Evidence:
     status = response.status_code
     if status >= 500:
         return _evidence("failed", f"answered {status}", status)
-    if status in (401, 403, 404) or _to_login(response):
+    # A client's error (a throttle, a login that ran out) says nothing of what failed.
+    if status >= 400 or _to_login(response):
         return _evidence("inconclusive", f"answered {status}", status)
     return _evidence("passed", f"answered {status}", status)
 
@@ -150,30 +163,90 @@ def _of_response(response: HttpResponseBase) -> Evidence:
 def _to_login(response: HttpResponseBase) -> bool:
     if not 300 <= response.status_code < 400:
         return False
-    login = str(getattr(settings, "LOGIN_URL", "") or "")
-    return bool(login) and urlsplit(response.headers.get("Location", "")).path.rstrip("/") == login.rstrip("/")
+    location = urlsplit(response.headers.get("Location", ""))
+    if REDIRECT_FIELD_NAME in parse_qs(location.query, keep_blank_values=True):
+        return True
+    try:
+        login = urlsplit(resolve_url(settings.LOGIN_URL or "")).path
+    except NoReverseMatch:
+        return False
+    return bool(login) and location.path.rstrip("/") == login.rstrip("/")
 
 
 def _evidence(outcome: str, detail: str, status: int | None = None) -> Evidence:
     return {"outcome": outcome, "detail": detail, "status_code": status}
 
 
-def _session_of(failed: HttpRequest) -> dict[str, Any] | None:
-    session: Any = getattr(failed, "session", None)
-    cached = getattr(session, "_session_cache", None)
-    if cached is None:
-        return None
-    return {"cache": copy.deepcopy(cached), "modified": session.modified, "accessed": session.accessed}
+_FRESH: tuple[tuple[str, tuple[tuple[str, Callable[[], Any]], ...]], ...] = (
+    ("session", (("modified", bool), ("accessed", bool))),
+    ("_messages", (("_queued_messages", list), ("added_new", bool), ("used", bool))),
+)
+"""What a request begins with."""
 
 
-def _restore_session(failed: HttpRequest, kept: dict[str, Any] | None) -> None:
-    """What a replay did to the session is undone, so that it happens once, or not at all."""
-    session = getattr(failed, "session", None)
-    if session is None or kept is None:
-        return
-    session._session_cache = kept["cache"]
-    session.modified = kept["modified"]
-    session.accessed = kept["accessed"]
+class _Attempt:
+    """One replay's own session and messages: it begins with what is stored, as a new request does, and what it leaves
+    takes the place of what the failed attempt left only if its response is served. So it happens once, or not at
+    all."""
+
+    def __init__(self, failed: HttpRequest) -> None:
+        self._failed = failed
+        self._session: Any = getattr(failed, "session", None)
+        self._key = getattr(self._session, "session_key", None)
+        self._before = _left_by(failed)
+        failed.__dict__["_upright_replaying"] = True
+        for name, attributes in _FRESH:
+            holder: Any = getattr(failed, name, None)
+            for attribute, fresh in attributes:
+                if hasattr(holder, attribute):
+                    setattr(holder, attribute, fresh())
+        getattr(self._session, "__dict__", {}).pop("_session_cache", None)
+
+    def load_session(self) -> None:
+        """Load it, if it was loaded when the request failed."""
+        if "_session_cache" in self._before.get("session", {}):
+            self._session._get_session()
+
+    def end(self) -> None:
+        self._failed.__dict__.pop("_upright_replaying", None)
+        if getattr(self._session, "session_key", None) != self._key:
+            # It logged in or out: the old session is gone from the store, and must not come back.
+            return
+        self._failed.__dict__["_upright_left"] = _left_by(self._failed)
+        _leave(self._failed, self._before)
+
+
+def keep_session(request: HttpRequest) -> None:
+    """Keep what the last replay did to session and messages, since its response is served."""
+    left = request.__dict__.pop("_upright_left", None)
+    if left is not None:
+        _leave(request, left)
+
+
+def discard(response: HttpResponseBase) -> None:
+    """Close what a response holds, without `close()`, whose signal would tell everyone that the request is over."""
+    closers: list[Callable[[], Any]] = getattr(response, "_resource_closers", [])
+    while closers:
+        try:
+            closers.pop()()
+        except Exception:
+            logger.debug("A replay's response could not be closed", exc_info=True)
+
+
+def _left_by(request: HttpRequest) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, attributes in _FRESH:
+        state: dict[str, Any] = getattr(getattr(request, name, None), "__dict__", {})
+        wanted = [attribute for attribute, _ in attributes] + ["_session_cache"]
+        found[name] = {attribute: state[attribute] for attribute in wanted if attribute in state}
+    return found
+
+
+def _leave(request: HttpRequest, left: dict[str, dict[str, Any]]) -> None:
+    for name, attributes in left.items():
+        state: dict[str, Any] = getattr(getattr(request, name, None), "__dict__", {})
+        state.pop("_session_cache", None)
+        state.update(attributes)
 
 
 def _as_nobody(made: HttpRequest) -> None:

@@ -81,7 +81,9 @@ def test_error(request: HttpRequest) -> HttpResponse:
     service = request.headers.get("X-Service")
     if service is not None:
         if not NAME.fullmatch(service):
-            return _error(HTTPStatus.BAD_REQUEST, "X-Service must be 1 to 100 letters, digits, dots, dashes, underscores")
+            return _error(
+                HTTPStatus.BAD_REQUEST, "X-Service must be 1 to 100 letters, digits, dots, dashes, underscores"
+            )
         request.upright_service = service  # type: ignore[attr-defined]
     raise DeliberateError("This error was asked for, to test recovery")
 
