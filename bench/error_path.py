@@ -16,9 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bench.figures import Figure, median, percentile
+from error_logging.testing import ScriptedService
 
 REQUESTS = 400
 GAP_S = 0.005
@@ -51,31 +51,6 @@ def silent_port() -> Iterator[int]:
         listener.close()
         for connection in held:
             connection.close()
-
-
-@contextmanager
-def accepting_service() -> Iterator[int]:
-    """Answers every delivery 202 as the service does, so that the drainer has somewhere to deliver to."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(503)
-            self.send_header("Retry-After", "60")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
 
 
 def _run_case(variant: str, case: dict[str, object]) -> list[float]:
@@ -160,7 +135,7 @@ def measure(postgres_socket: str, database: str) -> dict[str, Figure]:
             "name": "shop", "host": "127.0.0.1", "port": str(stack.enter_context(silent_port())), "migrate": False,
         }  # fmt: skip
         services = {
-            "up": stack.enter_context(accepting_service()),
+            "up": stack.enter_context(ScriptedService(secret=SECRET)).port,
             "refusing": closed_port(),
             "silent": stack.enter_context(silent_port()),
         }
