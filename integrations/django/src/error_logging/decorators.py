@@ -65,8 +65,12 @@ def ai_error_handler(
                 return _awaited(result, request, service) if iscoroutine(result) else result
 
             wrapper = swrapper
-        wrapper.upright_replay = replay
-        wrapper.upright_serve_recovered = serve_recovered
+        # Only what differs from the default: method_decorator copies the attributes of a base class's method over these,
+        # and what a view opted out of must stay so.
+        if not replay:
+            wrapper.upright_replay = False
+        if serve_recovered:
+            wrapper.upright_serve_recovered = True
         return wrapper
 
     return decorate if view is None else decorate(view)

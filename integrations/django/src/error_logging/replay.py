@@ -31,12 +31,7 @@ NOT_ERRORS = (Http404, PermissionDenied, SuspiciousOperation, BadRequest)
 def allowed(request: HttpRequest) -> bool:
     """Whether this request may be done again: it is safe, its view is known and has not opted out."""
     match = request.resolver_match
-    return (
-        current().replay
-        and request.method in SAFE_METHODS
-        and match is not None
-        and getattr(match.func, "upright_replay", True) is not False
-    )
+    return current().replay and request.method in SAFE_METHODS and match is not None and not _opted_out(match.func)
 
 
 def replaying(failed: HttpRequest) -> bool:
@@ -106,7 +101,7 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
         made.resolver_match = match = resolve(urlsplit(path).path)
     except Resolver404:
         return _evidence("inconclusive", "the path leads nowhere")
-    if getattr(match.func, "upright_replay", True) is False:
+    if _opted_out(match.func):
         return _evidence("inconclusive", "the view does not allow replays")
     _as_nobody(made)
     actuators.prepare_thread()
@@ -125,6 +120,10 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     status = response.status_code
     discard(response)
     return _evidence("passed" if 200 <= status < 300 else "inconclusive", f"answered {status}", status)
+
+
+def _opted_out(view: Any) -> bool:
+    return any(getattr(of, "upright_replay", True) is False for of in (view, getattr(view, "view_class", None)))
 
 
 def _view(failed: HttpRequest) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
