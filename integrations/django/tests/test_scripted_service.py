@@ -8,9 +8,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from django.db import connection
 from django.test import Client, override_settings
 
-from error_logging import client, signatures
+from error_logging import client, drain, signatures
 from error_logging.models import ErrorLog
 from error_logging.testing import (
     ScriptedService,
@@ -168,3 +169,18 @@ def test_it_needs_nothing_but_django_and_an_http_client() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_connection_to_the_test_database_stays_open(service: ScriptedService, db: None) -> None:
+    def sessions() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return cursor.fetchone()[0]
+
+    before = sessions()
+    Client(raise_request_exception=False).get("/broken/", headers={"accept": "text/html"})
+    service.wait_for("error")
+    assert drain.settle()
+    assert sessions() == before

@@ -133,7 +133,7 @@ class Writer:
                 with self._condition:
                     self._busy = False
                     self._condition.notify_all()
-            self._rest(bool(batch))
+            self._rest()
         self._close()
 
     def _do(self, job: _Job) -> None:
@@ -145,6 +145,7 @@ class Writer:
             logger.warning("ErrorLog could not be updated: %s", type(error).__name__)
             self._close()
         finally:
+            self._close_under_test()
             job.done.set()
 
     def _write(self, batch: list[Record]) -> None:
@@ -157,6 +158,7 @@ class Writer:
             # One of them can't be stored; the others can.
             for record in ready:
                 self._write_alone(record)
+        self._close_under_test()
         self._failures = 0
         self._breaker.succeeded()
         with self._condition:
@@ -226,10 +228,12 @@ class Writer:
             self._logged_at = time.monotonic()
             logger.warning("ErrorLog can't be written now (%s); errors wait in the spool", type(error).__name__)
 
-    def _rest(self, worked: bool) -> None:
-        if worked and self._failures == 0 and _under_test() and not self._waiting:
-            # A test database can't be dropped while a connection is open.
+    def _close_under_test(self) -> None:
+        """A test database can't be dropped while a connection is open: none is, once whoever waits goes on."""
+        if _under_test():
             self._close()
+
+    def _rest(self) -> None:
         if self._failures == 0:
             return
         longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, 10))
