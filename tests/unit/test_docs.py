@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ PAGES = sorted(
     for path in REPOSITORY.rglob("*.md")
     if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(REPOSITORY).parts)
 )
+PAGE_IDS = [str(path.relative_to(REPOSITORY)) for path in PAGES]
+APP = "integrations/django/src/error_logging"
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -124,6 +127,60 @@ def test_every_system_check_is_documented() -> None:
 def test_every_option_of_the_decorator_is_documented() -> None:
     options = [name for name in inspect.signature(decorators.ai_error_handler).parameters if name != "view"]
     assert undocumented(options, section(page("django.md"), "Views")) == []
+
+
+def test_every_field_of_the_log_is_documented() -> None:
+    [model] = [path for path in _sources(APP) if path.name == "models.py"]
+    [log] = [node for node in ast.walk(ast.parse(model.read_text("utf-8"))) if _is_class(node, "ErrorLog")]
+    fields = [
+        target.id
+        for node in getattr(log, "body", [])
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    assert "error_id" in fields
+    assert undocumented(fields, section(page("django.md"), "The log")) == []
+
+
+def _is_class(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.ClassDef) and node.name == name
+
+
+# Examples
+
+
+@pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)
+def test_every_example_can_be_read(path: Path) -> None:
+    text = path.read_text("utf-8")
+    for block in _code_of(text, "python"):
+        ast.parse(block)
+    for block in _code_of(text, "json"):
+        json.loads(block)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)
+def test_what_examples_import_is_there(path: Path) -> None:
+    """Read rather than imported: the app's models need a project."""
+    ours = ("error_logging", "upright")
+    imports = [
+        (node.module, one.name)
+        for block in _code_of(path.read_text("utf-8"), "python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ours)
+        for one in node.names
+    ]
+    assert [(module, name) for module, name in imports if not _there(module, name)] == []
+
+
+def _there(module: str, name: str) -> bool:
+    root = REPOSITORY / ("integrations/django/src" if module.startswith("error_logging") else "src")
+    place = root / Path(*module.split("."))
+    if (place / f"{name}.py").exists() or (place / name).is_dir():
+        return True
+    file = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__init__.py"
+    defined = rf"^(?:class|def|async def) {name}\b|\bimport .*\b{name}\b|^{name}\b"
+    return file.exists() and bool(re.search(defined, file.read_text("utf-8"), re.MULTILINE))
 
 
 # Runbooks and strategies
@@ -330,7 +387,7 @@ def test_every_verdict_and_status_is_documented() -> None:
 def test_every_header_is_documented() -> None:
     headers = {
         text
-        for path in (*_sources("integrations/django/src/error_logging"), *_sources("src/upright/adapters/intake"))
+        for path in (*_sources(APP), *_sources("src/upright/adapters/intake"))
         for text in _texts(path.read_text("utf-8"))
         if re.fullmatch(r"(webhook|upright)-[a-z]+|X-[A-Z][A-Za-z-]+|Retry-After", text)
     }
@@ -390,7 +447,7 @@ def _texts(source: str) -> Iterator[str]:
 # Links
 
 
-@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
+@pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)
 def test_no_link_or_image_is_dead(path: Path) -> None:
     dead: list[str] = []
     for link in _LINK.findall(_FENCE.sub("", path.read_text("utf-8"))):
@@ -415,4 +472,8 @@ def _anchors(path: Path) -> set[str]:
 
 
 def _code(name: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
+    return _code_of(page(name), language)
+
+
+def _code_of(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
