@@ -69,7 +69,11 @@ class Classification:
 
 def classify(classes: Sequence[Sequence[str]], environment: str = "production") -> Classification:
     """`classes` as in the event: nearest first, the outermost exception before its causes."""
-    found: Severity = next((_SEVERITY_OF[name] for name in _names(classes) if name in _SEVERITY_OF), SEVERITIES[-1])
+    found: Severity = "low"
+    for name in _names(classes):
+        if name in _SEVERITY_OF:
+            found = _SEVERITY_OF[name]
+            break
     return Classification(found if environment == "production" else lowered(found), HTTP_STATUS[found])
 
 

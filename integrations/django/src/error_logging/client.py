@@ -21,6 +21,8 @@ logger = logging.getLogger("error_logging")
 CONNECT_TIMEOUT_S = 1.0
 MAX_ANSWER_BYTES = 1 << 20
 _RETRYABLE_STATUS = frozenset((408, 425, 429))
+_BEFORE_IT_KNOWS_US = frozenset((401, 413))
+"""Answers that the service can't sign: the signature doesn't hold, or the body is too large to look at."""
 
 
 class ClientError(Exception):
@@ -140,13 +142,7 @@ def _exchange(
             timeout=_timeout(timeout_s),
         )
         try:
-            received = bytearray()
-            for piece in response.stream(64 * 1024, decode_content=True):
-                received += piece
-                if len(received) > MAX_ANSWER_BYTES:
-                    raise Unreachable("the answer is longer than 1 MiB")
-                if time.monotonic() > deadline:
-                    raise Unreachable("the answer did not end in time")
+            received = _received(response, deadline)
         except BaseException:
             response.close()
             raise
@@ -154,7 +150,27 @@ def _exchange(
     except HTTPError as error:
         # The text of urllib3's errors names host and port; the address holds no credentials (a check sees to it).
         raise Unreachable(f"{type(error).__name__}: {error}"[:300]) from error
-    return response.status, {name.lower(): text for name, text in response.headers.items()}, bytes(received)
+    return response.status, {name.lower(): text for name, text in response.headers.items()}, received
+
+
+def _received(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """The body, as far as it comes by the deadline. urllib3's own time limit is for each read, so that a body which
+    trickles would never run into it."""
+    received = bytearray()
+    while True:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise Unreachable("the answer did not end in time")
+        # None once the body has ended: another thread may use the connection by then.
+        connection: Any = response.connection
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(left_s)
+        piece = response.read1(64 * 1024, decode_content=True)
+        if not piece:
+            return bytes(received)
+        received += piece
+        if len(received) > MAX_ANSWER_BYTES:
+            raise Unreachable("the answer is longer than 1 MiB")
 
 
 def _parsed(conf: Conf, status: int, headers: dict[str, str], raw: bytes, message_id: str) -> dict[str, Any]:
@@ -164,13 +180,14 @@ def _parsed(conf: Conf, status: int, headers: dict[str, str], raw: bytes, messag
         raise Unreachable(
             f"redirected ({status}); redirects are not followed, so UPRIGHT_URL must be the final address"
         )
-    proven = _proven(conf, headers, raw, message_id)
-    if status == HTTPStatus.GONE and proven is None:
+    doubt = _doubt(conf, headers, raw, message_id)
+    if doubt is not None and status not in _BEFORE_IT_KNOWS_US:
+        # A proxy's 404 says nothing of the service: the message is kept, and sent again.
+        raise Unreachable(f"an answer ({status}) that can't be trusted: {doubt}")
+    if status == HTTPStatus.GONE:
         raise Gone(status, _reason(raw))
     if status >= HTTPStatus.BAD_REQUEST:
         raise Refused(status, _reason(raw))
-    if proven is not None:
-        raise Unreachable(f"an answer that can't be trusted: {proven}")
     try:
         parsed = json.loads(raw)
     except ValueError as error:
@@ -180,7 +197,7 @@ def _parsed(conf: Conf, status: int, headers: dict[str, str], raw: bytes, messag
     return parsed
 
 
-def _proven(conf: Conf, headers: dict[str, str], raw: bytes, message_id: str) -> str | None:
+def _doubt(conf: Conf, headers: dict[str, str], raw: bytes, message_id: str) -> str | None:
     """None, or why the answer isn't proven to be the service's answer to this message."""
     try:
         answered = signatures.verify(conf.secrets, headers, raw)
@@ -211,7 +228,7 @@ def _timeout(timeout_s: float) -> urllib3.Timeout:
 def _manager() -> urllib3.PoolManager:
     global _pool
     if _pool is None:
-        _pool = urllib3.PoolManager(num_pools=2, maxsize=8, block=False)
+        _pool = urllib3.PoolManager(num_pools=2, maxsize=current().max_waiters + 4, block=False)
     return _pool
 
 
