@@ -9,15 +9,17 @@ State of the run: Completed where the recovery succeeded, Failed named NotRecove
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import time
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from prefect import Flow, Task, flow, task
+from prefect import Flow, Task, flow, get_run_logger, task
 from prefect.artifacts import MarkdownArtifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import AsyncClientContext, FlowRunContext, get_run_context
 from prefect.exceptions import Abort
 from prefect.states import Cancelled, Completed, Failed
@@ -29,17 +31,18 @@ from upright.adapters.runner.execution import attach
 from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.runbook import Runbook, Step
 from upright.domain.verdict import Status, Verdict
-from upright.errors import StaleEpoch
+from upright.errors import ConfigurationError, StaleEpoch, Unavailable
 from upright.services import alerts, reporting
 from upright.services.acting import Acted
 from upright.services.dependencies import Dependencies
 from upright.services.ports import ActionRecord
 from upright.services.recovery import Recovery
-from upright.services.scoring import Choice
+from upright.services.scoring import Choice, Ranking
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Nothing is persisted: the store remembers what was done. Naming a place saves asking the server for its default one.
 NO_RESULTS: dict[str, Any] = {"persist_result": False, "result_storage": Path(tempfile.gettempdir())}
+DATABASE_PATIENCE_S = 60.0
 # The parameter is checked by the server against the schema of the deployment, and by the store.
 FLOW: dict[str, Any] = {**NO_RESULTS, "retries": 0, "validate_parameters": False}
 UNCACHED: dict[str, Any] = {**NO_RESULTS, "cache_policy": NO_CACHE}
@@ -156,42 +159,61 @@ async def _run(
 ) -> State[Any]:
     context = get_run_context()
     assert isinstance(context, FlowRunContext) and context.flow_run is not None  # noqa: S101, PT018 (a flow runs)
-    recovery = await Recovery.begin(
-        dependencies,
-        error_id,
-        runbook=runbook.name,
-        flow_run_id=context.flow_run.id,
-        attempt=context.flow_run.run_count,
-    )
+    recovery = await _begun(dependencies, runbook, error_id, context.flow_run)
     _recovery.set(recovery)
     _acted.set({})
-    attach(recovery)
+    closes_itself = not attach(recovery)
     try:
         async with recovery.leased():
-            return await _recover(recovery, acting, noting)
-    except StaleEpoch as error:
-        # Another process goes on with this very run: leave its state alone.
+            try:
+                state = await _recover(recovery, acting, noting)
+            except (StaleEpoch, Unavailable):
+                raise
+            except Exception as error:
+                # An error of ours must not leave the caller waiting, nor be read as a verdict on the application.
+                if not recovery.record.status.final:
+                    await recovery.abandon(f"Upright failed: {type(error).__name__}: {error}")
+                    await _tell()
+                raise
+        if closes_itself:
+            await recovery.close()
+    except (StaleEpoch, Unavailable) as error:
+        # Another process goes on with this very run, or whoever takes it up when the database is back and the lease
+        # has run out: leave its state alone.
         raise Abort(str(error)) from error
-    except Exception as error:
-        # An error of ours must not leave the caller waiting, nor be read as a verdict on the application.
-        if not recovery.record.status.final:
-            await recovery.abandon(f"Upright failed: {type(error).__name__}: {error}")
-        raise
+    return state
+
+
+async def _begun(dependencies: Dependencies, runbook: Runbook, error_id: str, run: FlowRun) -> Recovery:
+    """Waits for the database, since nothing is known of a run that has not begun."""
+    patience = time.monotonic() + DATABASE_PATIENCE_S
+    while True:
+        try:
+            return await Recovery.begin(
+                dependencies, error_id, runbook=runbook.name, flow_run_id=run.id, attempt=run.run_count
+            )
+        except Unavailable:
+            if time.monotonic() > patience:
+                raise
+            await asyncio.sleep(0.5)
 
 
 async def _recover(
     recovery: Recovery, acting: dict[str, Task[..., Any]], noting: dict[str, Task[..., Any]]
 ) -> State[Any]:
     resumed = list(recovery.actions)
-    await score()
-    ranking = recovery.ranking
-    tried = list(ranking.tried) if ranking is not None else []
-    if not any(action.verdict is Verdict.RECOVERED for action in resumed):
-        for index, choice in enumerate(tried):
-            action = await _attempt(recovery, acting[choice.strategy], index, choice)
-            if action is not None and action.verdict is Verdict.RECOVERED:
-                break
-    record = await recovery.conclude()
+    ranking: Ranking | None = None
+    if not recovery.record.status.final:
+        await score()
+        ranking = recovery.ranking
+        tried = list(ranking.tried) if ranking is not None else []
+        if not any(action.verdict is Verdict.RECOVERED for action in resumed):
+            for index, choice in enumerate(tried):
+                action = await _attempt(recovery, acting[choice.strategy], index, choice)
+                if action is not None and action.verdict is Verdict.RECOVERED:
+                    break
+        await recovery.conclude()
+    record = recovery.record
 
     # The caller has its answer. The rest is for the people who read this run.
     for action in resumed:
@@ -200,14 +222,22 @@ async def _recover(
     for choice in ranking.skipped if ranking is not None else []:
         await noting[choice.strategy]("Skipped", choice.unmet or "")
     await recovery.converge()
-    await alert(return_state=True)
-    await escalate(return_state=True)
-    await _describe(recovery)
+    await _tell()
+    try:
+        await _describe(recovery)
+    except Exception as error:
+        # What is known of the application doesn't depend on whether Prefect takes the report.
+        get_run_logger().warning("The report could not be kept: %r", error)
     if record.status is Status.RECOVERED:
         return Completed(message=record.message)
     if record.status is Status.CANCELLED:
         return Cancelled(message=record.message)
     return Failed(name="NotVerified" if record.status is Status.UNKNOWN else "NotRecovered", message=record.message)
+
+
+async def _tell() -> None:
+    await alert(return_state=True)
+    await escalate(return_state=True)
 
 
 async def _attempt(recovery: Recovery, act: Task[..., Any], index: int, choice: Choice) -> ActionRecord | None:
@@ -242,4 +272,7 @@ async def _describe(recovery: Recovery) -> None:
 
 
 for _one in runbook_files.load(PROJECT):
-    globals()[_one.name.replace("-", "_")] = make(_one)
+    _name = _one.name.replace("-", "_")
+    if _name in globals():
+        raise ConfigurationError(f"The runbook {_one.name!r} needs another name: flows/runbook.py has this one itself.")
+    globals()[_name] = make(_one)

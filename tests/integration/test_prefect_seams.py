@@ -6,6 +6,7 @@ import asyncio
 import copy
 import inspect
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from upright.adapters import runbook_files
 from upright.adapters.engines import EmbeddedPrefect
 from upright.adapters.runner import deployments, pickup
 from upright.adapters.runner.deployments import BASE_JOB_TEMPLATE, load_flows, register
+from upright.errors import ConfigurationError
 
 PROJECT = Path(__file__).parents[2]
 BOOK = runbook_files.load(PROJECT)
@@ -49,6 +51,25 @@ def test_every_entrypoint_loads_without_a_placeholder(runbook: str, monkeypatch:
 
 def test_flows_of_one_file_are_loaded_together() -> None:
     assert list(load_flows(PROJECT, BOOK)) == [one.name for one in BOOK]
+
+
+@pytest.mark.parametrize(
+    ("flows", "told"),
+    [
+        (None, "The runbook 'score' needs another name"),
+        ("from prefect import flw\n", "cannot import name 'flw'"),
+    ],
+)
+def test_flows_that_can_not_be_loaded_are_told(tmp_path: Path, flows: str | None, told: str) -> None:
+    for name in ("flows", "runbooks"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
+    if flows is None:
+        (tmp_path / "runbooks" / "mine.yaml").write_text("name: score\nsteps: [{strategy: retry}]\n")
+    else:
+        (tmp_path / "flows" / "runbook.py").write_text(flows)
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        load_flows(tmp_path, runbook_files.load(tmp_path))
+    assert "flows/runbook.py" in str(caught.value)
 
 
 async def test_deployments_are_those_of_prefect_deploy(client: PrefectClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,16 +12,21 @@ import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
-from prefect.states import Cancelling, Scheduled
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Pending, Scheduled
+from psycopg import sql
 
-from upright.adapters.engines import EmbeddedPrefect
+from upright.adapters.engines import EmbeddedPostgres, EmbeddedPrefect
+from upright.adapters.runner import runner
 from upright.domain.directive import Acknowledgement, Command, CommandResult
+from upright.domain.event import Event
 from upright.domain.verdict import Evidence, Status
 from upright.testing.events import CANCELLED_FOR_TIMEOUT, DJANGO_OPERATIONAL_ERROR, EXHAUSTED, error_event
 from upright.testing.ports import ScriptedDispatch
@@ -45,6 +51,55 @@ class Application:
         ]
         evidence = Evidence(kind="replay", outcome="passed")
         return CommandResult(command_id=command.id, status="done", acknowledgements=acknowledgements, evidence=evidence)
+
+
+class Link:
+    """Between the runner and Prefect; can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self.refused = 0
+        self._port, self._cut = port, False
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def cut(self) -> bool:
+        return self._cut
+
+    @cut.setter
+    def cut(self, cut: bool) -> None:
+        self._cut = cut
+        if cut:
+            for writer in self._open:
+                writer.transport.abort()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.cut:
+            self.refused += 1
+            writer.transport.abort()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._open |= {writer, back}
+        await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+        self._open -= {writer, back}
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def link(prefect_server: EmbeddedPrefect) -> AsyncIterator[Link]:
+    """What the session's processes of this test reach Prefect by."""
+    link = Link(prefect_server.port)
+    server = await asyncio.start_server(link.connected, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api"
+    async with server:
+        with temporary_settings({PREFECT_API_URL: address}):
+            yield link
+        link.cut = True
 
 
 @pytest.fixture
@@ -183,6 +238,78 @@ async def test_the_pool_shows_an_online_worker(fresh_postgres_url: str, client: 
         assert await until(ready)
 
 
+async def test_a_deployment_that_was_deleted_is_made_again(fresh_postgres_url: str, client: PrefectClient) -> None:
+    async with warm(fresh_postgres_url, ScriptedDispatch(Application()), PROJECT) as here:
+        await client.delete_deployment(here.runner.deployed["database-error"].deployment_id)
+        after = await here.ended(await here.submit(slow_query()))
+        assert after.status is Status.RECOVERED
+        run = await ended(client, after.flow_run_id)
+        assert run.deployment_id == here.runner.deployed["database-error"].deployment_id
+
+
+async def test_prefect_being_away_is_no_death_of_a_process(
+    fresh_postgres_url: str, client: PrefectClient, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MAX_EPOCH", 2)
+    async with warm(fresh_postgres_url, ScriptedDispatch(Application()), PROJECT, lease_s=1, reconcile_s=0.2) as here:
+        event = slow_query()
+        accepted = await here.accept(event, queued=True, fingerprint=uuid4().hex)
+        run = await client.create_flow_run_from_deployment(
+            here.runner.deployed["database-error"].deployment_id,
+            parameters={"error_id": str(event.error_id)},
+            state=Pending(),
+        )
+        link.cut = True
+        await here.store.bind(accepted.id, flow_run_id=run.id, runner="dead", lease_s=0)
+
+        async def several_leases_later() -> bool:
+            return link.refused >= 5
+
+        link.refused = 0
+        await until(several_leases_later)
+        meanwhile = await here.store.recovery(accepted.id)
+        link.cut = False
+        assert (meanwhile.status, meanwhile.epoch) == (Status.RUNNING, 2)
+        after = await here.ended(accepted)
+        assert (after.status, after.flow_run_id) == (Status.RECOVERED, run.id)
+
+
+async def test_a_run_goes_on_when_the_database_is_back(
+    fresh_postgres_url: str, postgres_server: EmbeddedPostgres, client: PrefectClient
+) -> None:
+    application = Application()
+    application.gate.clear()
+    name = fresh_postgres_url.partition("?")[0].rpartition("/")[2]
+    async with warm(
+        fresh_postgres_url,
+        ScriptedDispatch(application),
+        PROJECT,
+        lease_s=1,
+        reconcile_s=0.2,
+        max_concurrent_recoveries=1,
+    ) as here:
+        recovery = await here.submit(slow_query())
+
+        async def acting() -> bool:
+            return bool(application.seen)
+
+        async def left_alone() -> bool:
+            return here.runner.has_room
+
+        await until(acting)
+        with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            application.gate.set()
+            await until(left_alone)
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
+        after = await here.ended(recovery)
+        assert after.status is Status.RECOVERED
+        run = await ended(client, after.flow_run_id)
+        assert run.state is not None
+        assert run.state.is_completed()
+
+
 VICTIM = """
     import asyncio, sys
     from pathlib import Path
@@ -214,15 +341,43 @@ VICTIM = """
 """
 
 
-async def test_a_run_whose_process_is_killed_goes_on_in_another_without_repeating_itself(
-    fresh_postgres_url: str, client: PrefectClient, tmp_path: Path
-) -> None:
-    measurements = {**EXHAUSTED, "cache": {"alias": "default", "key": "catalog:42"}}
-    event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=measurements)
-    script = tmp_path / "victim.py"
-    script.write_text(textwrap.dedent(VICTIM))
+TELLER = """
+    import asyncio, sys
+    from pathlib import Path
+    from upright.domain.directive import Acknowledgement, CommandResult
+    from upright.domain.event import Event
+    from upright.domain.verdict import Evidence
+    from upright.services import alerts
+    from upright.testing.ports import ScriptedDispatch
+    from upright.testing.warm import warm
+
+    async def application(command):
+        done = [
+            Acknowledgement(directive_id=one.id, version=one.version, status="applied") for one in command.directives
+        ]
+        passed = Evidence(kind="replay", outcome="passed")
+        return CommandResult(command_id=command.id, status="done", acknowledgements=done, evidence=passed)
+
+    async def stuck(*_):
+        print("telling", flush=True)
+        await asyncio.Event().wait()
+
+    alerts.send = stuck
+
+    async def main():
+        event = Event.model_validate_json(sys.argv[3])
+        async with warm(sys.argv[1], ScriptedDispatch(application), Path(sys.argv[2]), lease_s=1) as here:
+            print((await here.submit(event)).id, flush=True)
+            await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+async def killed_when_it_says(word: str, script: Path, url: str, event: Event) -> str:
+    """The id of the recovery that it was about."""
     victim = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(script), fresh_postgres_url, str(PROJECT), event.model_dump_json()),
+        *(sys.executable, str(script), url, str(PROJECT), event.model_dump_json()),
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(PROJECT / "src")},
     )
@@ -230,11 +385,47 @@ async def test_a_run_whose_process_is_killed_goes_on_in_another_without_repeatin
     try:
         async with asyncio.timeout(60):
             recovery_id = (await victim.stdout.readline()).decode().strip()
-            assert (await victim.stdout.readline()).decode().strip() == "acting"
+            assert (await victim.stdout.readline()).decode().strip() == word
     finally:
         victim.send_signal(signal.SIGKILL)
         await victim.wait()
+    return recovery_id
 
+
+async def test_people_are_told_of_a_recovery_whose_process_was_killed_after_the_verdict(
+    fresh_postgres_url: str, client: PrefectClient, tmp_path: Path
+) -> None:
+    script = tmp_path / "victim.py"
+    script.write_text(textwrap.dedent(TELLER))
+    recovery_id = UUID(await killed_when_it_says("telling", script, fresh_postgres_url, slow_query()))
+    application = Application()
+    async with warm(
+        fresh_postgres_url, ScriptedDispatch(application), PROJECT, migrate=False, lease_s=1, reconcile_s=0.2
+    ) as here:
+        before = await here.store.recovery(recovery_id)
+        assert before.status is Status.RECOVERED
+
+        async def told() -> Any:
+            return await here.store.alerts(recovery_id)
+
+        await until(told)
+        run = await ended(client, before.flow_run_id)
+        assert run.state is not None
+        assert (run.state.is_completed(), run.run_count) == (True, 2)
+        assert application.seen == [], "nothing is done again"
+        latest = await here.store.recovery_of_error(before.error_id)
+        assert latest is not None
+        assert (latest.id, latest.finished_at) == (before.id, before.finished_at)
+
+
+async def test_a_run_whose_process_is_killed_goes_on_in_another_without_repeating_itself(
+    fresh_postgres_url: str, client: PrefectClient, tmp_path: Path
+) -> None:
+    measurements = {**EXHAUSTED, "cache": {"alias": "default", "key": "catalog:42"}}
+    event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=measurements)
+    script = tmp_path / "victim.py"
+    script.write_text(textwrap.dedent(VICTIM))
+    recovery_id = await killed_when_it_says("acting", script, fresh_postgres_url, event)
     application = Application()
     async with warm(
         fresh_postgres_url, ScriptedDispatch(application), PROJECT, migrate=False, lease_s=1, reconcile_s=0.2

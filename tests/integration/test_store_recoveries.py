@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
-from upright.adapters.store import PostgresStore
+from upright.adapters.store import PostgresStore, commands, recoveries
+from upright.adapters.store.database import Transaction
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.errors import NotFound, RecoveryInFlight, StaleEpoch
 from upright.services.ports import ActionRecord, AlertRecord, RecoveryRecord
@@ -45,6 +47,7 @@ async def test_a_retry_of_a_finished_run_is_a_new_recovery_of_the_same_error(sto
     first = await a_running_recovery(store)
     await store.record_own_result(first.error_id, True)
     await conclude(store, first)
+    await store.close(first.id, epoch=first.epoch)
     again = await begin(store, first.error_id, first.flow_run_id, attempt=2)
     assert again.id != first.id
     assert (again.error_id, again.flow_run_id, again.flow_run_attempt) == (first.error_id, first.flow_run_id, 2)
@@ -133,6 +136,40 @@ async def test_an_expired_recovery_is_taken_by_one_runner(replica_of, database_u
         *(one.store.take_expired(f"taker-{index}", 30, 10) for index, one in enumerate(replicas))
     )
     assert sum(len(one) for one in taken) == 1
+
+
+async def test_a_concluded_recovery_is_taken_up_until_it_is_closed(store: PostgresStore) -> None:
+    old = await a_running_recovery(store)
+    await conclude(store, old)
+    assert await store.take_expired("runner-2", 30, 10) == []
+    await store.renew("runner-1", [old.id], 0)
+    (taken,) = await store.take_expired("runner-2", 30, 10)
+    assert (taken.id, taken.status, taken.epoch) == (old.id, Status.RECOVERED, old.epoch + 1)
+    begun = await begin(store, old.error_id, old.flow_run_id, runner="runner-2", attempt=2)
+    assert (begun.id, begun.status, begun.finished_at) == (old.id, Status.RECOVERED, taken.finished_at)
+    await store.close(old.id, epoch=old.epoch)  # the dead one's late write
+    await store.renew("runner-2", [old.id], 0)
+    assert [one.id for one in await store.take_expired("runner-3", 30, 10)] == [old.id]
+    await store.close(old.id, epoch=begun.epoch + 1)
+    await store.renew("runner-3", [old.id], 0)
+    assert await store.take_expired("runner-4", 30, 10) == []
+
+
+async def test_frequent_looks_go_by_indexes(replica: Replica) -> None:
+    async def plan(statement: TextClause, **parameters: object) -> str:
+        async def explained(tx: Transaction) -> str:
+            await tx.run(text("SET LOCAL enable_seqscan = off"))
+            return str(await tx.rows(text(f"EXPLAIN {statement.text}"), **parameters))
+
+        return await replica.database.run(explained)
+
+    asked = await plan(commands._ASKED, error_id=uuid4(), kind="replay", since=datetime.now(UTC))
+    assert "command_error_id_idx" in asked
+    expired = await plan(recoveries._EXPIRED, runner="me", lease_s=10, limit=4)
+    assert {name for name in ("recovery_open_idx", "recovery_unfinished_idx") if name in expired} == {
+        "recovery_open_idx",
+        "recovery_unfinished_idx",
+    }
 
 
 async def test_a_recovery_that_was_never_begun_is_taken_after_a_lease(replica: Replica) -> None:

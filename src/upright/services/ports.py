@@ -161,7 +161,8 @@ class RecoveryStore(Protocol):
     async def renew(self, runner: str, recovery_ids: Sequence[UUID], lease_s: float) -> None: ...
 
     async def take_expired(self, runner: str, lease_s: float, limit: int) -> Sequence[RecoveryRecord]:
-        """Unfinished recoveries whose runner's lease ran out, now leased to `runner` with a new epoch."""
+        """Recoveries whose runner's lease ran out, now leased to `runner` with a new epoch: unfinished ones, and those
+        that were concluded but not closed."""
         ...
 
     async def record_action(self, action: ActionRecord, *, epoch: int) -> None:
@@ -171,7 +172,11 @@ class RecoveryStore(Protocol):
     async def conclude(
         self, recovery_id: UUID, *, epoch: int, status: Status, message: str, explanation: Json
     ) -> RecoveryRecord:
-        """Final status; wakes everyone who waits for it. Raises StaleEpoch."""
+        """Final status; wakes everyone who waits for it. The lease goes on until it is closed. Raises StaleEpoch."""
+        ...
+
+    async def close(self, recovery_id: UUID, *, epoch: int) -> None:
+        """Its run has ended, people have been told: give the lease up."""
         ...
 
     async def record_alert(self, alert: AlertRecord) -> None: ...

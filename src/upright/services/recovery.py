@@ -27,6 +27,27 @@ from upright.services.strategies import Fleet
 CONVERGENCE_POLL_S = 0.1
 
 
+@contextlib.asynccontextmanager
+async def leased(dependencies: Dependencies, recovery_id: UUID) -> AsyncGenerator[None]:
+    """Keep the lease while the block runs. A database that is away for a moment is no reason to stop: what an overtaken
+    run still writes is refused by its epoch."""
+    lease_s = dependencies.settings.lease_s
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(lease_s / 3)
+            with contextlib.suppress(Exception):
+                await dependencies.store.renew(dependencies.runner, [recovery_id], lease_s)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+
+
 class Recovery:
     """Made by `begin`; holds what one run knows."""
 
@@ -70,25 +91,8 @@ class Recovery:
         """Those that are finished, in the order in which they were considered."""
         return sorted(self._actions.values(), key=lambda action: action.position)
 
-    @contextlib.asynccontextmanager
-    async def leased(self) -> AsyncGenerator[None]:
-        """Keep the lease while the block runs. A database that is away for a moment is no reason to stop: what an
-        overtaken run still writes is refused by its epoch."""
-        settings = self.dependencies.settings
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(settings.lease_s / 3)
-                with contextlib.suppress(Exception):
-                    await self._store.renew(self.dependencies.runner, [self.record.id], settings.lease_s)
-
-        renewing = asyncio.create_task(renew())
-        try:
-            yield
-        finally:
-            renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await renewing
+    def leased(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return leased(self.dependencies, self.record.id)
 
     def finished(self, strategy: str) -> ActionRecord | None:
         """The record of a strategy, once it has a verdict."""
@@ -163,6 +167,10 @@ class Recovery:
                 await self._actor.withdraw(held)
         with contextlib.suppress(Exception):
             await self._end(Status.UNKNOWN, why)
+
+    async def close(self) -> None:
+        """Nothing of it is left to do."""
+        await self._store.close(self.record.id, epoch=self.record.epoch)
 
     async def converge(self, patience_s: float = 2.0) -> None:
         """Wait a little for the other processes of the service to hold what was verified, and note how many do."""

@@ -181,6 +181,9 @@ class InMemoryStore:
         self.explanations[recovery_id] = explanation
         return record
 
+    async def close(self, recovery_id: UUID, *, epoch: int) -> None:
+        self._leases.pop(recovery_id, None)
+
     async def _fenced(self, recovery_id: UUID, epoch: int) -> RecoveryRecord:
         record = await self.recovery(recovery_id)
         if record.epoch != epoch:

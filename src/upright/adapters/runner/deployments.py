@@ -54,7 +54,11 @@ def load_flows(project: Path, book: Book) -> dict[str, Flow[..., Any]]:
     for runbook in book:
         name = runbook.name.replace("-", "_")
         if first is None:
-            first = load_flow_from_entrypoint(f"{path}:{name}", use_placeholder_flow=False)
+            try:
+                first = load_flow_from_entrypoint(f"{path}:{name}", use_placeholder_flow=False)
+            except Exception as error:  # it is the user's to edit
+                cause = error.__cause__ or error
+                raise ConfigurationError(f"{path} can't be loaded: {type(cause).__name__}: {cause}") from error
             flows[runbook.name] = first
         else:
             flows[runbook.name] = first.fn.__globals__[name]

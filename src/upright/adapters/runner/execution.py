@@ -52,12 +52,14 @@ class Execution:
             self.task.cancel()
 
 
-def attach(recovery: Recovery) -> None:
-    """Called by a flow that has begun its recovery: what a cancellation is to clean up. Means nothing in a stock
-    worker, where cancelling ends the process and the lease brings the recovery to an end."""
+def attach(recovery: Recovery) -> bool:
+    """Called by a flow that has begun its recovery: what a cancellation is to clean up, and the runner to close once
+    the run has its final state. False in a stock worker, where cancelling ends the process and the lease brings the
+    recovery to an end."""
     execution = _current.get()
     if execution is not None:
         execution.recovery, execution.recovery_id = recovery, recovery.record.id
+    return execution is not None
 
 
 async def execute(

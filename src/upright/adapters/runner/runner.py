@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import AsyncClientContext, SyncClientContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Pending
 
 from upright.adapters.runner import pickup, takeover
@@ -23,10 +25,13 @@ from upright.adapters.runner.execution import Execution, execute
 from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.verdict import Status
 from upright.errors import StaleEpoch, Unavailable, UprightError
+from upright.services import alerts
 from upright.services.dependencies import Dependencies, provide
 from upright.services.ports import RecoveryRecord
+from upright.services.recovery import Recovery, leased
 
 logger = logging.getLogger("upright.runner")
+Answer = TypeVar("Answer")
 
 HEARTBEAT_S = 15.0
 RETRY_S = 1.0
@@ -199,33 +204,55 @@ class PrefectRunner:
         if recovery.status.final or recovery.flow_run_id is not None:
             return  # another replica was faster
         event = await self._store.event_of(recovery.error_id, recovery.tenant)
-        deployed = self._deployed.get(recovery.runbook)
-        if deployed is None:
+        if recovery.runbook not in self._deployed:
             await self._end(recovery, Status.NOT_RECOVERED, f"There is no runbook named {recovery.runbook!r} any more")
             return
-        flow_run = await self._patiently(
-            lambda client: client.create_flow_run_from_deployment(
-                deployed.deployment_id,
+
+        async def create(client: PrefectClient) -> FlowRun:
+            return await client.create_flow_run_from_deployment(
+                self._deployed[recovery.runbook].deployment_id,
                 parameters={"error_id": str(recovery.error_id)},
                 state=Pending(message="Taken by Upright's runner"),
                 name=run_name(event),
                 tags=run_tags(event, recovery.severity),
             )
-        )
+
+        async def again(client: PrefectClient) -> FlowRun:
+            try:
+                return await create(client)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.NOT_FOUND:
+                    raise
+                logger.warning("The deployment of %s is gone from Prefect; registering again", recovery.runbook)
+                await self._register(client)
+                return await create(client)
+
+        flow_run = await self._patiently(again)
         try:
-            bound = await self._store.bind(
-                recovery.id, flow_run_id=flow_run.id, runner=self._dependencies.runner, lease_s=self._settings.lease_s
-            )
-        except (StaleEpoch, Unavailable) as error:
+            bound = await self._bind(recovery, flow_run)
+        except StaleEpoch as error:
             await self._client.set_flow_run_state(flow_run.id, Cancelled(message=f"Not needed: {error}"), force=True)
             return
-        await self._run(deployed.flow, flow_run, bound.id)
+        await self._run(self._deployed[recovery.runbook].flow, flow_run, bound.id)
 
-    async def _patiently(self, call: Callable[[PrefectClient], Awaitable[FlowRun]]) -> FlowRun:
+    async def _bind(self, recovery: RecoveryRecord, flow_run: FlowRun) -> RecoveryRecord:
+        """Tried until the database answers: whether a binding that got no answer holds can't be known."""
+        runner, lease_s = self._dependencies.runner, self._settings.lease_s
+        while True:
+            try:
+                return await self._store.bind(recovery.id, flow_run_id=flow_run.id, runner=runner, lease_s=lease_s)
+            except Unavailable as error:
+                logger.warning("A run could not be bound, trying again in %g s: %s", RETRY_S, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _patiently(self, call: Callable[[PrefectClient], Awaitable[Answer]]) -> Answer:
+        """Until Prefect's API answers."""
         assert self._client is not None  # noqa: S101 (set before any loop starts)
         while True:
             try:
                 return await call(self._client)
+            except takeover.Ended:
+                raise
             except Exception as error:
                 logger.warning("Prefect's API took no run, trying again in %g s: %s", RETRY_S, error)
                 await asyncio.sleep(RETRY_S)
@@ -235,7 +262,10 @@ class PrefectRunner:
         execution = Execution(flow_run.id, asyncio.current_task(), recovery_id=recovery_id)
         self._executions[flow_run.id] = execution
         try:
-            await execute(self._client, flow, flow_run, execution)
+            state = await execute(self._client, flow, flow_run, execution)
+            recovery = execution.recovery
+            if recovery is not None and (state is not None or execution.cancelling):
+                await recovery.close()
         except Exception as error:
             logger.warning("Flow run %s failed: %r", flow_run.id, error)
         finally:
@@ -310,11 +340,13 @@ class PrefectRunner:
         assert self._client is not None  # noqa: S101 (set before any loop starts)
         deployed = self._deployed.get(recovery.runbook)
         if recovery.epoch > MAX_EPOCH or deployed is None:
-            why = "its runbook is gone" if deployed is None else f"its process died {MAX_EPOCH} times"
+            why = "its runbook is gone" if deployed is None else "its processes died again and again"
             await self._end(recovery, Status.UNKNOWN, f"Given up: {why}")
             return
         try:
-            run = await takeover.reopen(self._client, recovery)
+            # That the API is away is no reason to take it over again and again.
+            async with leased(self._dependencies, recovery.id):
+                run = await self._patiently(lambda client: takeover.reopen(client, recovery))
         except takeover.Ended as ended:
             await self._end(recovery, Status.CANCELLED if ended.cancelled else Status.UNKNOWN, str(ended))
             return
@@ -324,6 +356,19 @@ class PrefectRunner:
             await self._launch(recovery)
 
     async def _end(self, recovery: RecoveryRecord, status: Status, why: str) -> None:
-        """Conclude a recovery that no flow run will; whatever its predecessors put in force expires by itself."""
-        with contextlib.suppress(StaleEpoch):
-            await self._store.conclude(recovery.id, epoch=recovery.epoch, status=status, message=why, explanation={})
+        """Conclude a recovery that no flow run will, and tell people; whatever its predecessors put in force expires by
+        itself."""
+        try:
+            if not recovery.status.final:
+                recovery = await self._store.conclude(
+                    recovery.id, epoch=recovery.epoch, status=status, message=why, explanation={}
+                )
+        except StaleEpoch:
+            return
+        if recovery.runbook in self._deployed:
+            event = await self._store.event_of(recovery.error_id, recovery.tenant)
+            book = self._dependencies.book
+            ended = Recovery(self._dependencies, recovery, event, book.runbook(recovery.runbook))
+            await alerts.send("alert", ended)
+            await alerts.send("escalation", ended)
+        await self._store.close(recovery.id, epoch=recovery.epoch)

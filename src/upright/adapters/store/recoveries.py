@@ -20,7 +20,8 @@ _SEVERAL = rows.select_recoveries("WHERE r.id = ANY(CAST(:ids AS uuid[])) ORDER 
 
 _QUEUED = rows.select_recoveries(f"WHERE r.status = 'queued' ORDER BY {rows.SEVERITY_RANK}, r.created_at LIMIT :limit")
 
-# A run that was never bound to a flow run has no lease; it is given the time of one.
+# A run that was never bound to a flow run has no lease; it is given the time of one. A concluded recovery keeps its
+# lease until its run has ended: people are yet to be told of it.
 _EXPIRED = text("""
     UPDATE upright.recovery SET runner = :runner, epoch = epoch + 1,
            lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
@@ -28,12 +29,17 @@ _EXPIRED = text("""
         SELECT id FROM upright.recovery
         WHERE status = 'running'
           AND COALESCE(lease_expires_at, created_at + make_interval(secs => :lease_s)) <= clock_timestamp()
+          OR lease_expires_at <= clock_timestamp() AND NOT (status IN ('queued', 'running'))
         ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)
     RETURNING id, tenant, epoch""")
 
 _RENEW = text("""
     UPDATE upright.recovery SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND runner = :runner AND status = 'running'""")
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND runner = :runner AND lease_expires_at IS NOT NULL""")
+
+_CLOSE = text("""
+    UPDATE upright.recovery SET lease_expires_at = NULL
+    WHERE id = :id AND epoch = :epoch AND status NOT IN ('queued', 'running')""")
 
 _BIND = text("""
     UPDATE upright.recovery SET status = 'running', flow_run_id = :flow_run_id, runner = :runner,
@@ -59,10 +65,12 @@ _TAKE = text("""
                      WHEN r.runner IS DISTINCT FROM :runner THEN r.epoch + 1
                      WHEN r.flow_run_attempt NOT IN (0, :attempt) THEN r.epoch + 1
                      ELSE r.epoch END,
-        status = 'running', runner = :runner, flow_run_id = :flow_run_id, flow_run_attempt = :attempt,
+        status = CASE WHEN r.status = 'queued' THEN 'running' ELSE r.status END,
+        runner = :runner, flow_run_id = :flow_run_id, flow_run_attempt = :attempt,
         started_at = COALESCE(r.started_at, clock_timestamp()),
         lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
-    WHERE r.id = :id AND r.status IN ('queued', 'running') AND (r.flow_run_id IS NULL OR r.flow_run_id = :flow_run_id)
+    WHERE r.id = :id AND (r.status IN ('queued', 'running') OR r.lease_expires_at IS NOT NULL)
+      AND (r.flow_run_id IS NULL OR r.flow_run_id = :flow_run_id)
     RETURNING r.id""")
 
 _RERUN = text("""
@@ -99,7 +107,7 @@ _ACT = text("""
 
 _CONCLUDE = text("""
     UPDATE upright.recovery SET status = :status, message = :message, explanation = CAST(:explanation AS jsonb),
-           finished_at = clock_timestamp(), lease_expires_at = NULL
+           finished_at = clock_timestamp()
     WHERE id = :id AND epoch = :epoch AND status IN ('queued', 'running')
     RETURNING id, tenant, service""")
 
@@ -128,7 +136,8 @@ class Recoveries:
             if error is None:
                 raise NotFound(f"There is no error {error_id}.")
             own = await tx.row(_OF_FLOW_RUN, flow_run_id=flow_run_id)
-            if own is None or Status(own["status"]).final:
+            closed = own is not None and Status(own["status"]).final and own["lease_expires_at"] is None
+            if own is None or closed:
                 own = await tx.row(_IN_FLIGHT, incident_id=error["incident_id"])
                 if own is not None and (own["error_id"] != error_id or own["flow_run_id"] not in (None, flow_run_id)):
                     raise RecoveryInFlight(
@@ -250,6 +259,9 @@ class Recoveries:
             return record
 
         return await self._database.run(work)
+
+    async def close(self, recovery_id: UUID, *, epoch: int) -> None:
+        await self._database.run(lambda tx: tx.run(_CLOSE, id=recovery_id, epoch=epoch))
 
 
 async def _read(tx: Transaction, recovery_id: UUID) -> RecoveryRecord:

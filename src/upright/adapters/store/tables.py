@@ -157,6 +157,11 @@ recovery = Table(
     Index("recovery_error_id_idx", "error_id"),
     Index("recovery_flow_run_id_idx", "flow_run_id"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
+    Index(
+        "recovery_open_idx",
+        "lease_expires_at",
+        postgresql_where=text(f"lease_expires_at IS NOT NULL AND NOT ({UNFINISHED})"),
+    ),
 )
 
 action = Table(
@@ -268,6 +273,7 @@ command = Table(
     _moment("taken_at"),
     _moment("finished_at"),
     CheckConstraint("status IN ('waiting', 'taken', 'done', 'expired')", name="status"),
+    Index("command_error_id_idx", "error_id", postgresql_where=text("error_id IS NOT NULL")),
     Index(
         "command_waiting_error_idx",
         "error_id",
