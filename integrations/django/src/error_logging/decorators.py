@@ -65,8 +65,8 @@ def ai_error_handler(
                 return _awaited(result, request, service) if iscoroutine(result) else result
 
             wrapper = swrapper
-        # Only what differs from the default: method_decorator copies the attributes of a base class's method over these,
-        # and what a view opted out of must stay so.
+        # Only what differs from the default: method_decorator copies the attributes of a base class's method over
+        # these, and what a view opted out of must stay so.
         if not replay:
             wrapper.upright_replay = False
         if serve_recovered:
@@ -136,7 +136,7 @@ async def _ahandled(request: HttpRequest, exc: Exception) -> HttpResponseBase | 
             return None
         finish: Any = sync_to_async(recording.finish, thread_sensitive=True)
         record = await sync_to_async(handling.capture, thread_sensitive=True)(request, exc)
-        with handling.kept(record):
+        async with handling.akept(record):
             own_page = handling.own_page(request)
             if own_page and not handling.serves_recovered(request):
                 await finish(record, answer=None, delivered=False)

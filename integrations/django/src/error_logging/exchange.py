@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import functools
 import logging
 import random
 import time
@@ -280,8 +279,7 @@ async def arun(
             elif isinstance(step, Replay):
                 reply = await replay() if replay is not None else None
             else:
-                work = functools.partial(contextvars.copy_context().run, _do, step, probe)
-                reply = await loop.run_in_executor(_threads(), work)
+                reply = await loop.run_in_executor(_threads(), _do_in, contextvars.copy_context(), step, probe)
         except (client.Unreachable, client.Refused) as error:
             failure = error
 
@@ -296,15 +294,31 @@ def _do(step: Step, probe: Callable[[], Evidence] | None) -> Any:
     return probe() if probe is not None else None
 
 
-_pool: concurrent.futures.ThreadPoolExecutor | None = None
+def _do_in(context: contextvars.Context, step: Step, probe: Callable[[], Evidence] | None) -> Any:
+    return context.run(_do, step, probe)
+
+
+_pool: tuple[int, concurrent.futures.ThreadPoolExecutor] | None = None
 
 
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
     """As many as may wait."""
     global _pool
-    if _pool is None:
-        _pool = concurrent.futures.ThreadPoolExecutor(max(1, current().max_waiters), "upright-waiter")
-    return _pool
+    wanted = max(1, current().max_waiters)
+    if _pool is None or _pool[0] != wanted:
+        if _pool is not None:
+            _pool[1].shutdown(wait=False)
+        _pool = wanted, concurrent.futures.ThreadPoolExecutor(wanted, "upright-waiter")
+    return _pool[1]
+
+
+def _forget_threads() -> None:
+    """Those of the parent are not the child's."""
+    global _pool
+    _pool = None
+
+
+process.after_fork(_forget_threads)
 
 
 def _deadline(record: Record) -> float:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -120,6 +120,20 @@ def kept(record: Record) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        recording.finish_later(record)
+        raise
+
+
+@contextlib.asynccontextmanager
+async def akept(record: Record) -> AsyncIterator[None]:
+    """The same in an event loop."""
+    try:
+        yield
+    except Exception:
+        await sync_to_async(recording.finish_later, thread_sensitive=True)(record)
+        raise
+    except BaseException:
+        # Cancelled: there is nothing to await any more. This does not wait.
         recording.finish_later(record)
         raise
 

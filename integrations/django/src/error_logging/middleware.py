@@ -102,7 +102,7 @@ class AIErrorRecoveryMiddleware:
 
     async def _afinish(self, request: HttpRequest, exc: Exception, record: Record) -> HttpResponseBase:
         try:
-            with handling.kept(record):
+            async with handling.akept(record):
                 answer, delivered, replayed = await handling.arecover(request, record)
                 response = handling.respond(request, exc, record, answer, replayed)
                 if response is None:
