@@ -24,16 +24,17 @@ def configured(alias: str) -> bool:
 
 class PoolIncrease:
     def __init__(self) -> None:
-        self._original: dict[str, int] = {}
-        """Maximum before the first change, by alias."""
+        self._original: dict[str, tuple[Any, int]] = {}
+        """The pool, and its maximum before the first change, by alias."""
 
     def apply(self, target: str, values: Mapping[str, Any]) -> Change:
         size = whole(values, "max_size", 1, 10_000)
         pool = _pool(target)
         before = _numbers(target)
-        self._original.setdefault(target, pool.max_size)
         if size < pool.min_size:
             raise ValueError(f"max_size {size} is below the pool's minimum of {pool.min_size}")
+        if self._original.get(target, (None, 0))[0] is not pool:
+            self._original[target] = (pool, pool.max_size)
         pool.resize(pool.min_size, size)
         _serve_waiting(pool)
         return Change(before, _numbers(target))
@@ -41,8 +42,8 @@ class PoolIncrease:
     def revert(self, target: str) -> Change:
         pool = _pool(target)
         before = _numbers(target)
-        original = self._original.pop(target, None)
-        if original is not None:
+        changed, original = self._original.pop(target, (None, 0))
+        if changed is pool:  # and not one that the application has made since, as it is configured
             pool.resize(pool.min_size, original)
         after = _numbers(target)
         left = max(0, after["size"] - after["max_size"])

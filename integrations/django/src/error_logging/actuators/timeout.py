@@ -44,17 +44,35 @@ class TimeoutIncrease:
         if target not in connections.settings or not supported(target):
             raise NotSupported(f"database {target!r} is not PostgreSQL")
         before = _measured(target)
+        earlier = _timeouts.get(target)
         _timeouts[target] = timeout_ms
-        prepare()
-        after = _measured(target)
-        if after["statement_timeout_ms"] != timeout_ms:
-            del _timeouts[target]
-            raise RuntimeError(f"the database says {after['statement_timeout_ms']} ms after it was set to {timeout_ms}")
+        try:
+            prepare()
+            after = _measured(target)
+            if after["statement_timeout_ms"] != timeout_ms:
+                raise RuntimeError(
+                    f"the database says {after['statement_timeout_ms']} ms after it was set to {timeout_ms}"
+                )
+        except BaseException:
+            # What is not acknowledged as applied is held by nobody, so nothing would ever end it.
+            _put_back(target, earlier)
+            raise
         return Change(before, after)
 
     def revert(self, target: str) -> Change:
         before = {"statement_timeout_ms": _timeouts.pop(target, None)}
-        return Change(before, _measured(target))
+        try:
+            return Change(before, _measured(target))
+        except Exception as error:
+            # It has ended all the same: it was never in the database, only with each statement of this process.
+            return Change(before, {}, f"not measured: {type(error).__name__}")
+
+
+def _put_back(target: str, earlier: int | None) -> None:
+    if earlier is None:
+        _timeouts.pop(target, None)
+    else:
+        _timeouts[target] = earlier
 
 
 def _measured(alias: str) -> dict[str, Any]:
@@ -80,10 +98,10 @@ def _execute(execute: Callable[..., Any], sql: Any, params: Any, many: bool, con
         return execute(sql, params, many, context)
     if _OWN_SET.match(text):
         # The view knows better: its own setting holds for as long as it meant it to.
-        connection.upright_own_timeout = _scope(connection)
-        return execute(sql, params, many, context)
-    own = getattr(connection, "upright_own_timeout", None)
-    if own is not None and own is _scope(connection):
+        result = execute(sql, params, many, context)
+        connection.upright_own_timeout = (_scope(connection), _setting(connection))
+        return result
+    if _is_own(connection):
         return execute(sql, params, many, context)
     if connection.in_atomic_block:
         if not connection.needs_rollback:
@@ -96,11 +114,33 @@ def _execute(execute: Callable[..., Any], sql: Any, params: Any, many: bool, con
         return execute(sql, params, many, context)
 
 
+def _is_own(connection: Any) -> bool:
+    """Whether the timeout that a statement has now is still the one that the view set. Asked of the database, since a
+    transaction, a savepoint or a RESET ends it unseen."""
+    scope, setting = getattr(connection, "upright_own_timeout", (None, None))
+    if scope is None or scope is not _scope(connection):
+        return False
+    if connection.needs_rollback or _setting(connection) == setting:
+        return True
+    connection.upright_own_timeout = (None, None)
+    return False
+
+
 def _scope(connection: Any) -> Any:
-    """What a SET of the view's own lives as long as: the outermost block, or the session."""
+    """What a SET of the view's own lives as long as, at most: the outermost block, or the session."""
     return connection.atomic_blocks[0] if connection.in_atomic_block else connection.connection
 
 
+def _setting(connection: Any) -> str:
+    return _ask(connection, "SELECT current_setting('statement_timeout')", [])
+
+
 def _set_local(connection: Any, timeout_ms: int) -> None:
-    with connection.connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(timeout_ms)])
+    _ask(connection, "SELECT set_config('statement_timeout', %s, true)", [str(timeout_ms)])
+
+
+def _ask(connection: Any, sql: str, parameters: list[str]) -> str:
+    # Past Django's cursors, which would call the wrapper again; its exceptions are what the application knows.
+    with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return str(cursor.fetchone()[0])
