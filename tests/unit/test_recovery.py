@@ -462,6 +462,19 @@ async def test_a_successor_goes_on_with_the_change_that_its_predecessor_made() -
     assert await bench.desired() == {}
 
 
+async def test_a_successor_leaves_another_recoverys_change_alone() -> None:
+    bench = Bench(waiter=answering(PASSED))
+    await carry_out(await bench.open(slow_query()))
+    verified = await bench.desired()
+    bench.dispatch.waiter = answering(FAILED)
+    taken_over = await bench.open(slow_query())
+    taken_over.record = bench.store.records[taken_over.record.id] = replace(taken_over.record, epoch=2)
+    second = Recovery(bench.dependencies, taken_over.record, taken_over.event, taken_over.runbook)
+    await carry_out(second)
+    assert second.record.status is Status.NOT_RECOVERED
+    assert await bench.desired() == verified
+
+
 async def test_a_cancelled_recovery_takes_back_what_is_not_verified() -> None:
     holding = asyncio.Event()
 

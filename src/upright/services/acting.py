@@ -244,8 +244,8 @@ class Actor:
         if held is not None and held.directive is not None and active is not None and active.id == held.directive.id:
             # An earlier attempt of this task has put it in force.
             return replace(acted, directive=active, own=held.own, previous=held.previous, reason=held.reason)
-        # A taken-over recovery finds its predecessor's own directive, and goes on with it as its own.
-        inherited = active is not None and recovery.epoch > 1 and active.values == plan.values
+        # A recovery that was taken over, or whose last write got no answer, finds its own directive and goes on with it.
+        inherited = active is not None and await self._store.put_by(active.id) == recovery.id
         if (
             plan.scope == "process"
             and active is not None

@@ -212,6 +212,10 @@ class FleetStore(Protocol):
         gets a version but is no part of the desired state. Raises StaleEpoch."""
         ...
 
+    async def put_by(self, directive_id: UUID) -> UUID | None:
+        """The recovery that put it in force."""
+        ...
+
     async def withdraw_directive(self, directive_id: UUID) -> None:
         """Take it out of the desired state, so that every process reverts it."""
         ...

@@ -41,6 +41,8 @@ class InMemoryStore:
         self.sent: list[AlertRecord] = []
         self.locks: dict[tuple[str, str, str, str], tuple[UUID, float]] = {}
         self.directives: dict[tuple[str, str], dict[tuple[str, str], Directive]] = {}
+        self.putters: dict[UUID, UUID] = {}
+        """Directive to the recovery that put it in force."""
         self.versions: dict[tuple[str, str], int] = {}
         self.instances: dict[tuple[str, str], dict[str, Instance]] = {}
         self.acks: dict[UUID, dict[str, Acknowledgement]] = {}
@@ -238,7 +240,11 @@ class InMemoryStore:
         )
         if scope == "process":
             self.directives.setdefault((tenant, service), {})[strategy, target] = directive
+        self.putters[directive.id] = recovery_id
         return directive
+
+    async def put_by(self, directive_id: UUID) -> UUID | None:
+        return self.putters.get(directive_id)
 
     async def withdraw_directive(self, directive_id: UUID) -> None:
         for key, held in self.directives.items():

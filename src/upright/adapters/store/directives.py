@@ -35,6 +35,8 @@ _PUT = text("""
     VALUES (:id, :tenant, :service, :strategy, :target, :version, CAST(:values AS jsonb), :scope, :recovery_id,
             clock_timestamp() + make_interval(secs => :ttl_s))""")
 
+_PUT_BY = text("SELECT recovery_id FROM upright.directive WHERE id = :id")
+
 _WITHDRAW = text("""
     UPDATE upright.directive SET withdrawn_at = clock_timestamp()
     WHERE id = :id AND withdrawn_at IS NULL
@@ -115,6 +117,10 @@ class Directives:
             )
 
         return await self._database.run(work)
+
+    async def put_by(self, directive_id: UUID) -> UUID | None:
+        row = await self._database.run(lambda tx: tx.row(_PUT_BY, id=directive_id))
+        return None if row is None else row["recovery_id"]
 
     async def withdraw_directive(self, directive_id: UUID) -> None:
         async def work(tx: Transaction) -> None:
