@@ -15,7 +15,8 @@ import pytest
 
 from upright.adapters.store import PostgresStore
 from upright.cli.doctor import secret_problem
-from upright.testing.intake import accept
+from upright.domain.event import ErrorDetail
+from upright.testing.intake import accept, an_event
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,6 +147,17 @@ def test_an_unknown_error_is_told(database_url: str, tmp_path: Path) -> None:
     refused = run("errors", "show", nothing, UPRIGHT_DATABASE_URL=database_url, UPRIGHT_DATA_DIR=str(tmp_path))
     assert refused.returncode == 1
     assert refused.stderr == f"Error: There is no error {nothing}.\n"
+
+
+async def test_what_an_error_says_is_shown_as_it_is(store: PostgresStore, database_url: str, tmp_path: Path) -> None:
+    detail = ErrorDetail(type="Broken[/]", message="[/] [red]no markup", classes=[["shop.Broken"]])
+    error_id = str((await accept(store, an_event(error=detail))).error_id)
+    for arguments in (("list",), ("show", error_id)):
+        shown = await asyncio.to_thread(
+            run, "errors", *arguments, UPRIGHT_DATABASE_URL=database_url, UPRIGHT_DATA_DIR=str(tmp_path)
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "Broken[/]" in shown.stdout
 
 
 def test_a_database_without_tables_is_told(fresh_postgres_url: str, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from psycopg import sql
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+from upright.adapters.engines import EmbeddedPostgres
 from upright.adapters.store import Database, upgrade
 from upright.adapters.store.database import address
 from upright.adapters.store.migrate import configuration
@@ -56,6 +60,22 @@ def test_the_first_migration_can_be_undone(fresh_postgres_url: str) -> None:
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         upgrade(url)
+
+
+def test_a_user_that_may_not_make_tables_is_told(fresh_postgres_url: str, postgres_server: EmbeddedPostgres) -> None:
+    role = f"reader_{uuid4().hex}"
+    with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    url = make_url(fresh_postgres_url).set(username=role, password=None).render_as_string()
+    with pytest.raises(ConfigurationError, match=r"does not let this user .* permission denied for database"):
+        upgrade(url)
+
+
+def test_a_database_of_a_newer_version_is_told(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE upright.alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigurationError, match="by a newer Upright"):
+        upgrade(database_url)
 
 
 async def test_a_database_that_is_not_there() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
+from rich.markup import escape
 
 from upright.cli.context import settings_for
 from upright.cli.output import AsJson, console, print_json, table
@@ -52,7 +53,9 @@ def show(error_id: ErrorId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"event": event.model_dump(mode="json"), "recovery": _as_json(recovery)})
         return
-    console.print(f"[bold]{event.error.type}[/] in {event.service}, {event.occurred_at:%Y-%m-%d %H:%M:%S}")
+    console.print(
+        f"[bold]{escape(event.error.type)}[/] in {escape(event.service)}, {event.occurred_at:%Y-%m-%d %H:%M:%S}"
+    )
     console.print(event.error.message, markup=False)
     if event.request is not None:
         console.print(f"{event.request.method} {event.request.path}", markup=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from upright.adapters import default_project
 from upright.cli.output import console
@@ -16,6 +17,6 @@ def init(
 ) -> None:
     """Make a project: flows, runbooks, models and prefect.yaml, yours to edit."""
     default_project.make(directory)
-    console.print(f"Made a project in [bold]{directory}[/]. Next:", soft_wrap=True)
-    console.print(f"  upright runbooks validate --project {directory}", soft_wrap=True)
-    console.print(f"  upright serve --project {directory}", soft_wrap=True)
+    console.print(f"Made a project in [bold]{escape(str(directory))}[/]. Next:", soft_wrap=True)
+    console.print(f"  upright runbooks validate --project {directory}", soft_wrap=True, markup=False)
+    console.print(f"  upright serve --project {directory}", soft_wrap=True, markup=False)

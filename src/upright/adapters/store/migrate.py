@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from upright.adapters.store.database import address
 from upright.adapters.store.tables import SCHEMA
-from upright.errors import Unavailable
+from upright.errors import ConfigurationError, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x75707269676874
@@ -33,6 +35,17 @@ def upgrade(url: str, revision: str = "head") -> None:
             command.upgrade(configuration(connection), revision)
     except OperationalError as error:
         raise Unavailable("PostgreSQL can't be reached to bring its tables up to date.") from error
+    except ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise ConfigurationError(
+            f"PostgreSQL does not let this user make Upright's tables: {error.orig.diag.message_primary}. "
+            "`upright doctor` says what to grant."
+        ) from error
+    except CommandError as error:
+        raise ConfigurationError(
+            f"The database was brought up to date by a newer Upright ({error}); run that one, or a newer one still."
+        ) from error
     finally:
         engine.dispose()
 
