@@ -244,7 +244,7 @@ class Actor:
         if held is not None and held.directive is not None and active is not None and active.id == held.directive.id:
             # An earlier attempt of this task has put it in force.
             return replace(acted, directive=active, own=held.own, previous=held.previous, reason=held.reason)
-        # A recovery that was taken over, or whose last write got no answer, finds its own directive and goes on with it.
+        # A recovery that was taken over, or whose last write got no answer, finds its own directive and goes on.
         inherited = active is not None and await self._store.put_by(active.id) == recovery.id
         if (
             plan.scope == "process"
