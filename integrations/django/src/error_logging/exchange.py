@@ -129,9 +129,7 @@ def steps(
         logger.warning("Upright's service can't be reached: %s", error)
     if answer is None:
         return Ended(_local(record, "Recovery pending: the service can't be reached"), delivered=False)
-    if answer.get("command") is not None:
-        answer = {**answer, "command": None}
-    return Ended(answer, delivered=delivered)
+    return Ended(_whole(record, answer), delivered=delivered)
 
 
 def _carry_out(
@@ -332,6 +330,16 @@ def _left_ms(deadline: float) -> int:
 def _retry_after(record: Record) -> float:
     value = (record.event.get("measurements") or {}).get("retry_after_s")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def _whole(record: Record, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer without its command, and with a report that has all that the guide promises, whatever the service
+    left out."""
+    told = answer.get("recovery")
+    complete = _local(record, "Recovery pending")
+    if not isinstance(told, dict):
+        return complete
+    return {**complete, **answer, "command": None, "recovery": {**complete["recovery"], **told}}
 
 
 def _local(record: Record, message: str) -> dict[str, Any]:
