@@ -96,6 +96,23 @@ async def test_outcomes_are_brought_until_acknowledged(service: Service) -> None
     assert list(await service.store.undelivered_outcomes("default", "shop")) == []
 
 
+async def test_no_outcome_is_lost_with_an_answer(service: Service) -> None:
+    recovery = await a_running_recovery(service.store)
+    errors = {recovery.error_id, *[(await accept(service.store)).error_id for _ in range(119)]}
+    await service.store.conclude(
+        recovery.id, epoch=recovery.epoch, status=Status.NOT_RECOVERED, message="", explanation={}
+    )
+    answer = await post(service, sync())
+    heard = {one.error_id for one in answer.outcomes}
+    await post(service, sync(outcomes_received=[recovery.id]))  # this answer gets lost, so it is said once more
+    received = [recovery.id]
+    while heard != errors:
+        answer = await post(service, sync(hold_ms=0, outcomes_received=received))
+        assert answer.outcomes or received, f"{len(errors - heard)} outcomes were lost"
+        heard |= {one.error_id for one in answer.outcomes}
+        received = list({one.recovery_id for one in answer.outcomes})
+
+
 async def test_a_later_sync_of_the_same_process_takes_over(service: Service) -> None:
     first = asyncio.create_task(post(service, sync()))
     await eventually(lambda: live(service))

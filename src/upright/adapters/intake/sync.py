@@ -61,8 +61,14 @@ class SyncRoute:
                         commands = await self._store.claim_agent_commands(tenant, body.service, body.instance, kinds)
                     if found.current and found.outcomes:
                         outcomes = await self._store.undelivered_outcomes(
-                            tenant, body.service, OUTCOMES_AT_ONCE, instance=body.instance
+                            tenant,
+                            body.service,
+                            OUTCOMES_AT_ONCE,
+                            instance=body.instance,
+                            besides=body.outcomes_received,
                         )
+                        if not outcomes and body.outcomes_received:
+                            break  # the next sync gets them
                     if commands or outcomes or found.version > body.desired_version or not found.current:
                         break
                     if loop.time() >= until or self._bus.closing:

@@ -24,7 +24,8 @@ DUE = """
 
 _HAND = text(f"""
     UPDATE upright.error SET outcome_instance = :instance, outcome_handed_at = clock_timestamp()
-    WHERE id IN (SELECT e.id {DUE} ORDER BY e.received_at LIMIT :limit FOR UPDATE OF e SKIP LOCKED)
+    WHERE id IN (SELECT e.id {DUE} AND e.recovery_id <> ALL(CAST(:besides AS uuid[]))
+                 ORDER BY e.received_at LIMIT :limit FOR UPDATE OF e SKIP LOCKED)
     RETURNING id, recovery_id, own_result""")  # noqa: S608  # constants only
 
 _ENDED = rows.select_recoveries("WHERE r.id = ANY(CAST(:ids AS uuid[]))")
@@ -40,12 +41,18 @@ class Outcomes:
     _database: Database
 
     async def undelivered_outcomes(
-        self, tenant: str, service: str, limit: int = 100, *, instance: str = ""
+        self, tenant: str, service: str, limit: int = 100, *, instance: str = "", besides: Sequence[UUID] = ()
     ) -> list[Outcome]:
-        """Hand them to a process, which is to name their recoveries in `outcomes_received`."""
+        """Hand them to a process, which is to name their recoveries in `outcomes_received`.
+
+        `besides`: recoveries that this very sync acknowledges. Were more of one handed out in its answer, and that
+        lost, then the acknowledgement that comes once more would cover them too.
+        """
 
         async def work(tx: Transaction) -> list[Outcome]:
-            handed = await tx.rows(_HAND, tenant=tenant, service=service, instance=instance, limit=limit)
+            handed = await tx.rows(
+                _HAND, tenant=tenant, service=service, instance=instance, limit=limit, besides=list(besides)
+            )
             if not handed:
                 return []
             ended = await tx.rows(_ENDED, ids=list({row["recovery_id"] for row in handed}))
