@@ -15,10 +15,12 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 from standardwebhooks.webhooks import Webhook
 
 from upright.adapters.engines import EmbeddedPrefect
+from upright.domain.event import Waiter
 from upright.testing.events import CANCELLED_FOR_TIMEOUT, DJANGO_OPERATIONAL_ERROR, error_event
 from upright.testing.intake import SECRET
 
@@ -112,6 +114,39 @@ async def test_an_error_goes_in_and_a_verified_answer_comes_out(
         assert process.stdout is not None
         assert (await process.stdout.read()).decode().strip() == "stopped"
         assert await process.wait() == 0
+
+
+async def test_a_restart_in_the_middle_of_a_recovery_is_no_verdict(
+    service: tuple[asyncio.subprocess.Process, str], fresh_postgres_url: str
+) -> None:
+    process, address = service
+    event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=CANCELLED_FOR_TIMEOUT)
+    event = event.model_copy(update={"waiter": Waiter(budget_ms=60_000, can=["apply", "replay"])})
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        answer = await post(client, "/v1/errors?wait_ms=20000", event.model_dump_json())
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+        with psycopg.connect(fresh_postgres_url) as connection:
+            found = connection.execute("SELECT status FROM upright.recovery").fetchall()
+        assert found == [("running",)]
+        second = await start(fresh_postgres_url, httpx.URL(address).port or 0)
+        try:
+            async with asyncio.timeout(60):
+                assert second.stdout is not None
+                assert (await second.stdout.readline()).decode().strip() == address
+            while command := answer["command"]:
+                [directive] = command["directives"]
+                done = {"directive_id": directive["id"], "version": directive["version"], "status": "applied"}
+                evidence = {"kind": "replay", "outcome": "passed", "status_code": 200}
+                result = {"command_id": command["id"], "status": "done", "acknowledgements": [done]}
+                results = [{**result, "evidence": evidence}]
+                body = json.dumps({"schema_version": 1, "remaining_ms": 30_000, "results": results})
+                answer = await post(client, f"/v1/errors/{event.error_id}/results?wait_ms=30000", body)
+        finally:
+            second.kill()
+            await second.wait()
+    assert (answer["recovery"]["success"], answer["recovery"]["status"]) == (True, "recovered")
 
 
 async def test_an_address_that_is_taken_is_told(

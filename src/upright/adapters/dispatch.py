@@ -43,7 +43,11 @@ class CommandDispatch:
     async def _result(
         self, command: Command, news: Subscription, agents: tuple[str, str, str | None] | None = None
     ) -> CommandResult | None:
-        """Wait until the deadline; past it, or if this wait is cancelled, nobody may begin any more."""
+        """Wait until the deadline; past it, or if this wait is cancelled, nobody may begin any more.
+
+        Also while the process is about to end: to stop waiting would be taken for a verdict. The runner cancels what
+        does not end in time, and another process goes on with it.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + command.deadline_ms / 1000
         over = False
@@ -53,7 +57,7 @@ class CommandDispatch:
                 result, over = await self._store.command_progress(command.id)
                 if result is not None:
                     return result
-                over = over or self._bus.closing or loop.time() >= deadline
+                over = over or loop.time() >= deadline
                 if not (over or woken or agents is None):
                     tenant, service, instance = agents
                     over = not await self._able(tenant, service, command, instance)
