@@ -7,6 +7,8 @@ import time
 import uuid
 from typing import Any
 
+from django.db import DatabaseError
+
 from error_logging import events, exchange, handling, probes, recording, waiting
 from error_logging.models import ErrorLog
 from error_logging.record import Record
@@ -22,26 +24,37 @@ def trigger_manual_recovery(error_id: str | uuid.UUID) -> dict[str, Any]:
     Returns:
         `{"success": …, "error_id": …, "recovery": {"attempted": …, "success": …, "message": …, "actions": […]}}`
     """
+    named = str(error_id)
     try:
-        row = ErrorLog.objects.filter(error_id=uuid.UUID(str(error_id))).first()
+        row = ErrorLog.objects.filter(error_id=uuid.UUID(named)).first()
     except ValueError:
         row = None
+    except DatabaseError:
+        logger.exception("The recovery of %s was asked for, and ErrorLog can't be read", named)
+        return _result(named, recording.local_report("Recovery not attempted: ErrorLog can't be read"))
     if row is None:
-        return _result(str(error_id), recording.local_report("There is no such error"))
+        return _result(named, recording.local_report("There is no such error"))
+    try:
+        return _result(str(row.error_id), _recover(row))
+    except Exception:
+        logger.exception("Upright failed while it recovered %s again", row.error_id)
+        return _result(str(row.error_id), recording.local_report("Recovery not attempted: see the application's log"))
+
+
+def _recover(row: ErrorLog) -> dict[str, Any]:
     event = events.from_row(row)
     record = Record(str(row.error_id), event, began=time.monotonic(), spool=None)
     with waiting.place() as place:
         if not place:
-            return _result(record.error_id, handling.not_waited(record)["recovery"])
+            return handling.not_waited(record)["recovery"]
         waiting.give_back_connections()
         ended = exchange.run(
             record, replay=None, probe=probes.evidence_of(None, None, event),
             path=f"/v1/errors/{record.error_id}/recoveries",
         )  # fmt: skip
-    report = ended.answer["recovery"]
     if ended.delivered:
         recording.apply_answer(record.error_id, ended.answer)
-    return _result(record.error_id, report)
+    return ended.answer["recovery"]
 
 
 def _result(error_id: str, report: dict[str, Any]) -> dict[str, Any]:
