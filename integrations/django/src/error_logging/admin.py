@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from django.contrib import admin, messages
@@ -11,7 +12,16 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import ngettext
 
+from error_logging.conf import current
+from error_logging.manual import trigger_manual_recovery
 from error_logging.models import ErrorLog
+
+FIELDSETS: list[Any] = [
+    (None, {"fields": ["error_id", "timestamp", "service", "environment", "severity", "resolved"]}),
+    ("Error", {"fields": ["error_type", "message", "method", "route", "traceback_text"]}),
+    ("Recovery", {"fields": ["recovery_message", "recovery_actions"]}),
+    ("Context", {"fields": ["context_table"]}),
+]
 
 
 @admin.register(ErrorLog)
@@ -23,13 +33,8 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ordering = ["-timestamp"]
     list_per_page = 50
     show_full_result_count = False
-    actions = ["resolve"]
-    fieldsets = [
-        (None, {"fields": ["error_id", "timestamp", "service", "environment", "severity", "resolved"]}),
-        ("Error", {"fields": ["error_type", "message", "method", "route", "traceback_text"]}),
-        ("Recovery", {"fields": ["recovery_message", "recovery_actions"]}),
-        ("Context", {"fields": ["context_table"]}),
-    ]
+    actions = ["resolve", "recover"]
+    fieldsets = FIELDSETS
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -47,13 +52,28 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         text = ngettext("%d error is resolved now.", "%d errors are resolved now.", changed) % changed
         self.message_user(request, text, messages.SUCCESS)
 
+    @admin.action(description="Recover again", permissions=["change"])
+    def recover(self, request: HttpRequest, queryset: QuerySet[ErrorLog]) -> None:
+        """One after the other, for as long as one request may wait for a recovery."""
+        deadline = time.monotonic() + current().recovery_timeout_ms / 1000
+        identities = list(queryset.values_list("error_id", flat=True))
+        results: list[bool] = []
+        for error_id in identities:
+            results.append(trigger_manual_recovery(error_id)["success"])
+            if time.monotonic() >= deadline:
+                break
+        text = f"{sum(results)} of {len(identities)} errors recovered."
+        if len(results) < len(identities):
+            text += f" {len(identities) - len(results)} were not begun: choose fewer at a time."
+        self.message_user(request, text, messages.SUCCESS if all(results) else messages.WARNING)
+
     @admin.display(description="message")
     def short_message(self, error: ErrorLog) -> str:
         return error.message if len(error.message) <= 80 else error.message[:79] + "…"
 
     @admin.display(description="recovered by")
     def recovered_by(self, error: ErrorLog) -> str:
-        context = error.context or {}
+        context = error.told
         return str(context.get("recovery_strategy") or "–") if context.get("recovery_success") else "–"
 
     @admin.display(description="traceback")
@@ -67,7 +87,8 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="actions")
     def recovery_actions(self, error: ErrorLog) -> SafeString | str:
-        actions = [entry for entry in error.recovery.get("actions") or [] if isinstance(entry, dict)]
+        told = error.recovery.get("actions")
+        actions = [entry for entry in (told if isinstance(told, list) else []) if isinstance(entry, dict)]
         if not actions:
             return "None"
         cells = format_html_join(
@@ -91,7 +112,7 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="context")
     def context_table(self, error: ErrorLog) -> SafeString | str:
-        shown = [(key, entry) for key, entry in (error.context or {}).items() if not key.startswith("recovery")]
+        shown = [(key, entry) for key, entry in error.told.items() if not key.startswith("recovery")]
         if not shown:
             return "None"
         return format_html(
@@ -100,7 +121,7 @@ class ErrorLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: ErrorLog | None = None) -> Any:
-        return [name for _, options in self.fieldsets for name in options["fields"]]
+        return [name for _, options in FIELDSETS for name in options["fields"]]
 
 
 def _whole(given: object) -> str:

@@ -90,7 +90,7 @@ def from_row(row: ErrorLog) -> Event:
     """The event of an ErrorLog row, also of one that someone created by hand."""
     conf = current()
     details = cast("dict[str, Any]", row.details or {})
-    known = {key: entry for key, entry in (row.context or {}).items() if key not in RECOVERY_KEYS}
+    known = {key: entry for key, entry in row.told.items() if key not in RECOVERY_KEYS}
     event: Event = {
         "schema_version": 1,
         "error_id": str(row.error_id),

@@ -85,5 +85,10 @@ class ErrorLog(models.Model):
     @property
     def recovery(self) -> dict[str, Any]:
         """The report of its latest recovery; empty where there is none."""
-        found = (self.context or {}).get("recovery")
+        found = self.told.get("recovery")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The context, whatever someone wrote there."""
+        return self.context if isinstance(self.context, dict) else {}

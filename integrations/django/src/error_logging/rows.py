@@ -96,7 +96,7 @@ def update(error_id: str, *, report: dict[str, Any], strategy: str | None = None
             return 0
         if report.get("status") not in FINAL and row.recovery.get("status") in FINAL:
             return 1
-        row.context = {**(row.context or {}), **recovery_context(report, strategy)}
+        row.context = {**row.told, **recovery_context(report, strategy)}
         row.resolved = report.get("status") == "recovered"
         if severity:
             row.severity = severity
