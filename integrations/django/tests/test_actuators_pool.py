@@ -10,6 +10,7 @@ import django.db
 import psycopg
 import pytest
 from django.db import connection, connections
+from faults import until
 
 from error_logging import desired_state, measurements
 from error_logging.testing import directive
@@ -75,15 +76,6 @@ def crowd() -> Iterator[Callable[[int], Crowd]]:
 
 def increase(max_size: int = 8, **more: Any) -> dict[str, Any]:
     return desired_state.apply_one(directive("pool_increase", max_size=max_size, **more))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    met = threading.Event()
-    for _ in range(1500):
-        if condition():
-            return
-        met.wait(0.01)
-    raise AssertionError("it did not come to that in 15 s")
 
 
 def waiting() -> int:

@@ -16,13 +16,13 @@ import time
 from typing import Any
 
 from django.core.signals import request_started
-from django.utils import timezone as _timezone  # noqa: F401 - loaded now rather than in a failing request
+from django.utils import timezone as _timezone  # noqa: F401 # pyright: ignore[reportUnusedImport] - loaded now
 
 from error_logging import client, counters, process, rows
 from error_logging.conf import current
 from error_logging.record import Record, adopted
 from error_logging.spool import Spool, SpoolUnusable
-from error_logging.writer import Writer
+from error_logging.writer import MAX_UNSPOOLED, Writer
 
 logger = logging.getLogger("error_logging")
 
@@ -30,6 +30,8 @@ ADOPT_EVERY_S = 10.0
 SEND_TIMEOUT_S = 5.0
 SHARE_OF_CPU = 0.2
 """Of one processor, at most, while it works off a backlog."""
+MAX_LOADED = 200
+"""Events of waiting records that are kept in memory; the others are on the disk."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _EXIT_S = 1.0
 _REOPEN_S = 5.0
@@ -59,6 +61,13 @@ class Drainer:
     def submit(self, record: Record, *, delay_s: float = 0.0) -> None:
         """Have the record delivered, not before `delay_s` seconds have passed."""
         with self._condition:
+            if record.spool is None and sum(one.spool is None for _, _, one in self._due) >= MAX_UNSPOOLED:
+                counters.add("deliveries_dropped")
+                logger.error("%s is not delivered: neither spool nor service can take it", record.error_id)
+                record.settle(delivery=True)
+                return
+            if len(self._due) > MAX_LOADED:
+                record.unload()
             heapq.heappush(self._due, (time.monotonic() + delay_s, next(self._order), record))
             self._condition.notify_all()
 
@@ -132,7 +141,7 @@ class Drainer:
             return
         try:
             body = {key: entry for key, entry in record.event.items() if key != "waiter"}
-        except (OSError, ValueError, KeyError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             counters.add("spool_unreadable")
             logger.error("%s can't be read from the spool: %s", record.error_id, error)  # noqa: TRY400
             record.settle(row=True, delivery=True)
@@ -174,8 +183,9 @@ class Drainer:
         longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
         pause = error.retry_after_s if error.retry_after_s is not None else longest * random.uniform(0.5, 1.0)  # noqa: S311
         self._not_before = time.monotonic() + pause
-        # An event that the service itself trips over must not keep the others back.
-        self.submit(record, delay_s=pause * min(record.attempts, 10))
+        # An event that the service itself trips over must not keep the others back. Where the service says when, it is
+        # taken at its word.
+        self.submit(record, delay_s=pause if error.retry_after_s is not None else pause * min(record.attempts, 10))
 
     def _probe(self) -> None:
         if client.probe():
@@ -200,16 +210,23 @@ class Drainer:
             logger.exception("What dead processes left could not be taken over")
             return
         for name in names:
-            record = adopted(spool, name) if spool is not None else None
-            if record is None:
-                continue
-            counters.add("adopted")
-            record.wants_delivery = current().delivers
-            if record.wants_row:
-                self._writer.submit(record)
-            if record.wants_delivery:
-                self.submit(record)
-            record.settle()
+            try:
+                self._take_over(spool, name)
+            except Exception:
+                counters.add("drainer_failures")
+                logger.exception("%s could not be taken over", name)
+
+    def _take_over(self, spool: Spool | None, name: str) -> None:
+        record = adopted(spool, name) if spool is not None else None
+        if record is None:
+            return
+        counters.add("adopted")
+        record.wants_delivery = current().delivers
+        if record.wants_row:
+            self._writer.submit(record)
+        if record.wants_delivery:
+            self.submit(record)
+        record.settle()
 
     def _yield_cpu(self, used_s: float) -> None:
         pause = used_s * (1 / SHARE_OF_CPU - 1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from typing import Any
 
 from error_logging import classification, counters, process
 from error_logging.spool import Spool
+
+logger = logging.getLogger("error_logging")
 
 _lock = threading.Lock()
 
@@ -48,15 +51,16 @@ class Record:
         self.written: threading.Event | None = None
         self._classified: tuple[str, int] | None = None
         if event is not None:
-            self._classify(event)
+            self.classify(event)
 
     @property
     def event(self) -> dict[str, Any]:
         """The event; read from the spool where it isn't in memory. Raises OSError and ValueError."""
-        if self._event is None:
-            self._load()
-        assert self._event is not None  # noqa: S101
-        return self._event
+        # Another thread may unload it meanwhile.
+        event = self._event
+        if event is None:
+            event = self._event = self._load()
+        return event
 
     @property
     def severity(self) -> str:
@@ -96,27 +100,27 @@ class Record:
 
     def _provisional(self) -> tuple[str, int]:
         if self._classified is None:
-            self._classify(self.event)
+            self.classify(self.event)
         assert self._classified is not None  # noqa: S101
         return self._classified
 
-    def _classify(self, event: dict[str, Any]) -> None:
+    def classify(self, event: dict[str, Any]) -> None:
         error = event["error"]
         status = classification.classify(error["classes"] or [[error["type"]]]).http_status
         self._classified = (error["severity"], status)
 
-    def _load(self) -> None:
+    def _load(self) -> dict[str, Any]:
         if self.spool is None:
             raise FileNotFoundError(f"{self.error_id} is not in the spool any more")
         kept = json.loads(self.spool.read(self.error_id))
         event = kept["event"]
         if not isinstance(event, dict) or event.get("error_id") != self.error_id:
             raise ValueError("the file is not the event that its name says")
-        self._event = event
+        return event
 
 
 def adopted(spool: Spool, error_id: str) -> Record | None:
-    """A record that another process left; None, and parked, where its file can't be read."""
+    """A record that another process left; None, and parked, where its file can't be understood."""
     record = Record(error_id, None, began=time.monotonic(), spool=spool)
     try:
         kept = json.loads(spool.read(error_id))
@@ -124,7 +128,14 @@ def adopted(spool: Spool, error_id: str) -> Record | None:
         record.wants_row = bool(kept["row"])
         if kept["event"]["error_id"] != error_id:
             raise ValueError("the file is not the event that its name says")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record.classify(kept["event"])
+    except OSError as error:
+        # Perhaps only for want of file descriptors: it stays for whoever comes after this process.
+        counters.add("spool_unreadable")
+        logger.error("%s can't be read from the spool: %s", error_id, error)  # noqa: TRY400
+        return None
+    except Exception as error:
+        # Whatever is in the file: torn, of another version, made by hand.
         counters.add("spool_unreadable")
         spool.refuse(error_id, f"unreadable: {error}")
         spool.remove(error_id)

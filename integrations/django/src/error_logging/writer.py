@@ -18,6 +18,7 @@ from typing import Any
 from django.core import mail
 from django.db import connections
 from django.db.utils import DataError, IntegrityError
+from django.db.utils import Error as DatabaseUnwell
 
 from error_logging import counters, rows
 from error_logging.breaker import Breaker
@@ -154,7 +155,9 @@ class Writer:
         try:
             if ready:
                 self._again_if_stale(lambda: rows.write(ready))
-        except (DataError, IntegrityError, ValueError, TypeError, KeyError):
+        except Exception as error:
+            if not _of_the_record(error):
+                raise
             # One of them can't be stored; the others can.
             for record in ready:
                 self._write_alone(record)
@@ -176,7 +179,9 @@ class Writer:
     def _write_alone(self, record: Record) -> None:
         try:
             rows.write([record])
-        except (DataError, IntegrityError, ValueError, TypeError, KeyError):
+        except Exception as error:
+            if not _of_the_record(error):
+                raise
             counters.add("rows_refused")
             logger.exception("ErrorLog row of %s can't be stored", record.error_id)
             if record.spool is not None:
@@ -187,12 +192,10 @@ class Writer:
         used = self._connection.connection is not None
         try:
             return work()
-        except (DataError, IntegrityError, ValueError, TypeError, KeyError):
-            raise
-        except Exception:
-            if not used:
+        except Exception as error:
+            if not used or _of_the_record(error):
                 raise
-            self._close()
+            self._connection.close()
             return work()
 
     def _connect(self) -> None:
@@ -249,10 +252,16 @@ class _Job:
         self.abandoned = False
 
 
+def _of_the_record(error: Exception) -> bool:
+    """Whether it is the record's own fault, and would be every time; anything else may be over soon. What is spooled
+    may come from another version, or from an editor, so that any exception may be raised over it."""
+    return isinstance(error, DataError | IntegrityError) or not isinstance(error, DatabaseUnwell | OSError)
+
+
 def _readable(record: Record) -> bool:
     try:
         _ = record.event
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         counters.add("spool_unreadable")
         logger.exception("%s can't be read from the spool", record.error_id)
         record.settle(delivery=True)
