@@ -25,12 +25,13 @@ def test_a_traceback_shows_no_values(as_json: bool, capsys: pytest.CaptureFixtur
     def connect(url: str) -> None:
         raise ValueError("no such host")
 
+    address = "postgresql://upright:s3cret@host/name"
     logs.configure(as_json=as_json)
     try:
-        connect("postgresql://upright:s3cret@host/name")
+        connect(address)
     except ValueError:
         logging.getLogger("upright").exception("it broke")
     written = capsys.readouterr().err
     assert "no such host" in written
     assert "in connect" in written
-    assert "s3cret" not in written.replace('connect("postgresql://upright:s3cret@host/name")', "")
+    assert "s3cret" not in written
