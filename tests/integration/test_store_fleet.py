@@ -104,6 +104,18 @@ async def test_the_end_of_an_older_sync_does_not_speak_for_the_process(store: Po
     assert await store.live_instances("default", "shop") == []
 
 
+async def test_processes_of_the_day_before_are_forgotten_when_a_new_one_comes(replica: Replica) -> None:
+    async def known() -> set[str]:
+        found = await replica.database.run(lambda tx: tx.rows(text("SELECT id FROM upright.instance")))
+        return {row["id"] for row in found}
+
+    await replica.store.sync("default", sync("host:1:old"))
+    past = text("UPDATE upright.instance SET seen_at = seen_at - interval '2 d', held_until = NULL")
+    await replica.database.run(lambda tx: tx.run(past))
+    await replica.store.sync("default", sync("host:2:new"))
+    assert await known() == {"host:2:new"}
+
+
 async def test_acknowledgements_are_kept_by_instance_and_status(store: PostgresStore) -> None:
     directive = await put(store, await a_running_recovery(store))
 

@@ -40,6 +40,12 @@ _ARRIVE = text("""
         sync = i.sync + 1, seen_at = clock_timestamp(), held_until = excluded.held_until, gone_at = NULL
     RETURNING sync""")
 
+# Processes come and go by the thousand where a server renews its workers.
+_SWEEP = text("""
+    DELETE FROM upright.instance
+    WHERE tenant = :tenant AND service = :service AND seen_at < clock_timestamp() - interval '1 day'
+      AND (held_until IS NULL OR held_until < clock_timestamp() - interval '1 day')""")
+
 _FORGET = text("""
     UPDATE upright.instance SET gone_at = clock_timestamp(), held_until = NULL
     WHERE tenant = :tenant AND service = :service AND id = :id AND sync = COALESCE(CAST(:sync AS bigint), sync)""")
@@ -88,6 +94,8 @@ class Instances:
                 settings=as_json(request.settings.model_dump(mode="json")),
                 hold_s=request.hold_ms / 1000,
             )
+            if row is not None and row["sync"] == 1:
+                await tx.run(_SWEEP, tenant=tenant, service=request.service)
             await acknowledge(tx, tenant, request.instance, request.acknowledgements)
             for result in request.results:
                 await commands.finish(tx, tenant, request.instance, result)
