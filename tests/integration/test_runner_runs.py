@@ -274,6 +274,29 @@ async def test_prefect_being_away_is_no_death_of_a_process(
         assert (after.status, after.flow_run_id) == (Status.RECOVERED, run.id)
 
 
+async def test_the_caller_has_its_answer_while_prefect_is_away_and_the_run_its_end_afterwards(
+    fresh_postgres_url: str, client: PrefectClient, link: Link
+) -> None:
+    application = Application()
+    application.gate.clear()
+    async with warm(fresh_postgres_url, ScriptedDispatch(application), PROJECT, lease_s=1, reconcile_s=0.2) as here:
+        recovery = await here.submit(slow_query())
+
+        async def acting() -> bool:
+            return bool(application.seen)
+
+        await until(acting)
+        link.cut = True
+        application.gate.set()
+        after = await here.ended(recovery)
+        assert after.status is Status.RECOVERED
+        link.cut = False
+        run = await ended(client, after.flow_run_id)
+        assert run.state is not None
+        assert run.state.is_completed()
+        assert len(application.seen) == 1
+
+
 async def test_a_run_goes_on_when_the_database_is_back(
     fresh_postgres_url: str, postgres_server: EmbeddedPostgres, client: PrefectClient
 ) -> None:
