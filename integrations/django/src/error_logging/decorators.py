@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from asyncio import iscoroutine
 from collections.abc import Awaitable, Callable
@@ -56,8 +57,7 @@ def ai_error_handler(
                 try:
                     result = inner(request, *args, **kwargs)
                 except Exception as exc:
-                    _enter(request, began, service)
-                    answer = _handled(request, exc)
+                    answer = _handled(_entered(request, began, service), exc) if _ours(request, exc) else None
                     if answer is None:
                         raise
                     return answer
@@ -81,17 +81,25 @@ async def _awaited(result: Awaitable[Any], request: HttpRequest, service: str | 
     try:
         return await result
     except Exception as exc:
-        _enter(request, began, service)
-        answer = await _ahandled(request, exc)
+        answer = await _ahandled(_entered(request, began, service), exc) if _ours(request, exc) else None
         if answer is None:
             raise
         return answer
 
 
-def _enter(request: HttpRequest, began: float, service: str | None) -> None:
-    request.__dict__.setdefault("_upright_began", began)
+def _ours(request: Any, exc: Exception) -> bool:
+    """Whether nobody else answers it, as REST framework does inside of its views."""
+    rest: Any = sys.modules.get("rest_framework.exceptions")
+    return isinstance(request, HttpRequest) or rest is None or not isinstance(exc, rest.APIException)
+
+
+def _entered(request: Any, began: float, service: str | None) -> HttpRequest:
+    """Django's own request, which REST framework's stands in for inside of its views."""
+    plain: HttpRequest = request if isinstance(request, HttpRequest) else getattr(request, "_request", request)
+    plain.__dict__.setdefault("_upright_began", began)
     if service is not None:
-        request.__dict__.setdefault("upright_service", service)
+        plain.__dict__.setdefault("upright_service", service)
+    return plain
 
 
 def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
