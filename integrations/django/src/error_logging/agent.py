@@ -62,6 +62,10 @@ class Agent:
     def _run(self) -> None:
         delay_s = FIRST_DELAY_S
         while not self._stopped.is_set():
+            if client.gone():
+                # It wants no more from this sender, so what is held here runs out by itself.
+                self._stopped.wait(LAST_DELAY_S)
+                continue
             try:
                 self._sync()
                 delay_s = FIRST_DELAY_S

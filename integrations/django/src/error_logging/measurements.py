@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,6 @@ _POOL_KEYS = {
     "connections_errors": "connections_errors",
 }
 _databases: dict[str, dict[str, Any]] = {}
-_reading = threading.Lock()
 
 
 def of(exc: BaseException) -> dict[str, Any]:
@@ -161,9 +159,10 @@ def _upstream(exc: BaseException) -> dict[str, Any] | None:
         if parts.hostname:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             return {"host": parts.hostname, "port": port}
-    pool: Any = getattr(exc, "pool", None)
-    if isinstance(getattr(pool, "host", None), str) and isinstance(getattr(pool, "port", None), int):
-        return {"host": pool.host, "port": pool.port}
+    # urllib3 has a connection or a pool; those with a connection warn of `pool`.
+    peer: Any = getattr(exc, "conn", None) or getattr(exc, "pool", None)
+    if isinstance(getattr(peer, "host", None), str) and isinstance(getattr(peer, "port", None), int):
+        return {"host": peer.host, "port": peer.port}
     return None
 
 
