@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace as changed
@@ -275,14 +274,12 @@ class TestWhatIsNotDone:
 
 class TestTheDeadline:
     def test_what_outlasts_it_is_told_all_the_same(self, service: ScriptedService, settings, run: Any) -> None:
-        settings.ERROR_RECOVERY_TIMEOUT = 150
+        settings.ERROR_RECOVERY_TIMEOUT = 1000
         late = record_of()
 
         class Slow(Operation):
             def __call__(self) -> Evidence:
-                deadline = time.monotonic() + 0.2
-                while time.monotonic() < deadline:
-                    os.sched_yield()
+                time.sleep(1.0)  # What it takes, not what the test waits for.
                 return super().__call__()
 
         service.on_error(apply())
@@ -292,7 +289,7 @@ class TestTheDeadline:
         assert service.results[0].wait_ms == 0
 
     def test_commands_without_end_end_with_it(self, service: ScriptedService, settings, run: Any) -> None:
-        settings.ERROR_RECOVERY_TIMEOUT = 300
+        settings.ERROR_RECOVERY_TIMEOUT = 1000
         service.on_error(apply())
         service.on_result(*[lambda _: apply()] * 10_000)
         ended = run(record_of(), replay=Operation("failed"))

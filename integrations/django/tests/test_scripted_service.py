@@ -107,7 +107,7 @@ def test_it_can_stay_silent(service: ScriptedService) -> None:
     service.on_error(silence())
     with pytest.raises(client.Unreachable):
         client.post("/v1/errors", EVENT, timeout_s=0.2)
-    assert len(service.errors) == 1
+    assert len(service.wait_for("error")) == 1
 
 
 def test_it_goes_down_and_comes_up_again_at_the_same_address(service: ScriptedService) -> None:
