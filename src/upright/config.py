@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8400
     secrets: Annotated[list[SecretStr], NoDecode] = Field(default_factory=list[SecretStr])
     """Signing secrets of the default tenant (`whsec_…`, at least 24 bytes), separated by commas; any of them is
-    accepted, the first one signs. They stay out of the database."""
+    accepted, and answers are signed with each. They stay out of the database."""
     tenants: dict[str, list[SecretStr]] = Field(default_factory=dict)
     """More tenants: JSON object of tenant to secrets."""
     tenant_services: dict[str, list[str]] = Field(default_factory=dict)

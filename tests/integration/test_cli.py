@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from upright.adapters.store import PostgresStore
+from upright.cli.context import announced
 from upright.cli.doctor import secret_problem
 from upright.domain.event import ErrorDetail
-from upright.testing.intake import accept, an_event
+from upright.testing.intake import SECRET, accept, an_event
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +93,15 @@ def test_doctor_says_what_to_do(postgres_url: str, tmp_path: Path) -> None:
     }
     assert "5 bytes" in findings["Secrets"]["detail"]
     assert all(one["advice"] for one in findings.values() if one["status"] != "ok")
+
+
+def test_doctor_finds_the_stack_that_runs_here(tmp_path: Path) -> None:
+    """Its address and its secret are those of `upright up`, not the defaults."""
+    with announced(tmp_path, {"service_url": "http://127.0.0.1:9", "secret": SECRET}):
+        told = run("doctor", "--json", UPRIGHT_DATA_DIR=str(tmp_path))
+    findings = {one["check"]: one for one in json.loads(told.stdout)}
+    assert findings["Secrets"]["status"] == "ok"
+    assert "http://127.0.0.1:9" in findings["Service"]["detail"]
 
 
 @pytest.mark.parametrize(

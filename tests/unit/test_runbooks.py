@@ -126,6 +126,10 @@ MISTAKES = {
         "name: mine\norder: random\nsteps:\n  - strategy: retry\n",
         ["mine.yaml:2: order: Input should be 'scored' or 'fixed' (given: 'random')"],
     ),
+    "not among the statuses": (
+        "name: mine\nalert: {on: [cancelled]}\nsteps:\n  - strategy: retry\n",
+        ["mine.yaml:2: alert.on.0: Input should be 'recovered', 'not_recovered' or 'unknown' (given: 'cancelled')"],
+    ),
     "missing": ("description: none\nsteps:\n  - strategy: retry\n", ["mine.yaml:1: 'name' is missing"]),
     "key twice": (
         "name: mine\nsteps:\n  - strategy: retry\nname: other\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from upright.services.scoring import Prior, built_in_priors
 from upright.services.strategies import STRATEGIES
 
 SEVERITY_FILE = "severity.yaml"
+
+_MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
+"""A member of an enumeration, as pydantic shows it."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _Path = tuple[str | int, ...]
@@ -245,7 +249,8 @@ def _report(error: ValidationError, model: type[BaseModel], where: _Path, docume
         else:
             shown = problem["input"]
             given = f" (given: {shown!r})" if isinstance(shown, str | int | float | bool) or shown is None else ""
-            text = f"{dotted + ': ' if dotted else ''}{problem['msg'].removeprefix('Value error, ')}{given}"
+            message = _MEMBER.sub(r"\1", problem["msg"].removeprefix("Value error, "))
+            text = f"{dotted + ': ' if dotted else ''}{message}{given}"
         document.report(place, text)
 
 

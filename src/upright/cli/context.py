@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import SecretStr
@@ -29,6 +30,11 @@ def settings_for(project: Path | None = None) -> Settings:
     running = addresses(settings.data_dir)
     if settings.database_url is None and "database_url" in running:
         settings = settings.model_copy(update={"database_url": SecretStr(running["database_url"])})
+    if not settings.secrets and "secret" in running:
+        settings = settings.model_copy(update={"secrets": [SecretStr(running["secret"])]})
+    service = urlsplit(running.get("service_url", ""))
+    if service.hostname and service.port and not settings.model_fields_set & {"host", "port"}:
+        settings = settings.model_copy(update={"host": service.hostname, "port": service.port})
     if "prefect_api_url" in running:
         os.environ.setdefault("PREFECT_API_URL", running["prefect_api_url"])
     return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -43,6 +44,8 @@ def list_(
         print_json(found)
         return
     columns = ("occurred_at", "error_id", "service", "type", "severity", "status", "strategy")
+    for one in found:
+        one["occurred_at"] = f"{datetime.fromisoformat(str(one['occurred_at'])):%Y-%m-%d %H:%M:%S}"
     table(columns, [[one.get(column) for column in columns] for one in found], empty="No errors.")
 
 

@@ -46,6 +46,8 @@ def message(status: Status, actions: Sequence[ActionRecord]) -> str:
         return f"Recovery successful: {title(winner.strategy)}"
     tried = [title(action.strategy) for action in actions if action.verdict not in _IDLE]
     if status is Status.UNKNOWN:
+        if all(action.directive_version is None and action.evidence is None for action in actions):
+            return "Nothing was done: the operation worked when it was tried again"
         return f"Recovery not verified: {', '.join(tried)}"
     if tried:
         return f"Recovery failed: {', '.join(tried)}"

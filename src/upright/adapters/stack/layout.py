@@ -51,6 +51,7 @@ class Layout:
             "database_url": self.database_url,
             "prefect_api_url": self.prefect_api_url,
             "service_url": self.service_url,
+            "secret": self.secret,
         }
 
     def for_applications(self) -> dict[str, str]:
