@@ -55,6 +55,8 @@ def nobody_waits() -> Iterator[None]:
         ("gunicorn site --threads 2", 1),
         ("gunicorn site", 1),
         ("manage.py runserver", 1),
+        ("/venv/bin/uvicorn site.asgi:application", 8),
+        ("gunicorn site.asgi -k uvicorn.workers.UvicornWorker", 8),
     ],
 )
 def test_a_quarter_of_the_threads_waits_and_one_at_least(

@@ -9,12 +9,17 @@ from collections.abc import Sequence
 
 _UNKNOWN = 4
 """Assumed where the server does not say: one waiter of four threads."""
+_ASYNCHRONOUS = 32
+"""Assumed of an ASGI server, where a request that waits holds no thread of the application."""
+_ASGI_SERVERS = ("uvicorn", "daphne", "hypercorn", "granian")
 
 
 def threads_of_server(argv: Sequence[str] | None = None, environ: dict[str, str] | None = None) -> int:
-    """Threads of one gunicorn worker, from its command line or GUNICORN_CMD_ARGS; 4 where neither says."""
+    """Threads of one gunicorn worker, from its command line or GUNICORN_CMD_ARGS; 4 where neither says, 32 under ASGI."""
     arguments = list(sys.argv if argv is None else argv)
     variables = dict(os.environ) if environ is None else environ
+    if any(server in argument.lower() for argument in arguments for server in _ASGI_SERVERS):
+        return _ASYNCHRONOUS
     if not arguments or "gunicorn" not in arguments[0]:
         return _UNKNOWN
     try:
