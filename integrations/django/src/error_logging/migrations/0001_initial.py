@@ -7,34 +7,47 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='ErrorLog',
+            name="ErrorLog",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('error_id', models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ('service', models.CharField(default='django', max_length=200)),
-                ('error_type', models.CharField(max_length=200)),
-                ('severity', models.CharField(blank=True, choices=[('critical', 'Critical'), ('high', 'High'), ('medium', 'Medium'), ('low', 'Low')], max_length=10)),
-                ('message', models.TextField(blank=True, default='')),
-                ('context', models.JSONField(blank=True, default=dict)),
-                ('resolved', models.BooleanField(default=False)),
-                ('timestamp', models.DateTimeField(default=django.utils.timezone.now)),
-                ('environment', models.CharField(blank=True, default=error_logging.models.environment_now, max_length=50)),
-                ('route', models.CharField(blank=True, default='', max_length=500)),
-                ('method', models.CharField(blank=True, default='', max_length=20)),
-                ('details', models.JSONField(blank=True, default=dict)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("error_id", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
+                ("service", models.CharField(default="django", max_length=200)),
+                ("error_type", models.CharField(max_length=200)),
+                (
+                    "severity",
+                    models.CharField(
+                        blank=True,
+                        choices=[("critical", "Critical"), ("high", "High"), ("medium", "Medium"), ("low", "Low")],
+                        max_length=10,
+                    ),
+                ),
+                ("message", models.TextField(blank=True, default="")),
+                ("context", models.JSONField(blank=True, default=dict)),
+                ("resolved", models.BooleanField(default=False)),
+                ("timestamp", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "environment",
+                    models.CharField(blank=True, default=error_logging.models.environment_now, max_length=50),
+                ),
+                ("route", models.CharField(blank=True, default="", max_length=500)),
+                ("method", models.CharField(blank=True, default="", max_length=20)),
+                ("details", models.JSONField(blank=True, default=dict)),
             ],
             options={
-                'verbose_name': 'error',
-                'ordering': ['-timestamp'],
-                'indexes': [models.Index(fields=['severity', 'resolved', '-timestamp'], name='errorlog_severity_resolved'), models.Index(fields=['service', '-timestamp'], name='errorlog_service'), models.Index(fields=['error_type', '-timestamp'], name='errorlog_error_type'), models.Index(fields=['-timestamp'], name='errorlog_timestamp')],
+                "verbose_name": "error",
+                "ordering": ["-timestamp"],
+                "indexes": [
+                    models.Index(fields=["severity", "resolved", "-timestamp"], name="errorlog_severity_resolved"),
+                    models.Index(fields=["service", "-timestamp"], name="errorlog_service"),
+                    models.Index(fields=["error_type", "-timestamp"], name="errorlog_error_type"),
+                    models.Index(fields=["-timestamp"], name="errorlog_timestamp"),
+                ],
             },
         ),
     ]
