@@ -167,7 +167,8 @@ class Agent:
 
         def run() -> Any:
             try:
-                return work()
+                with measurements.opening_pools():
+                    return work()
             finally:
                 connections.close_all()
 
@@ -247,4 +248,4 @@ def _after_fork() -> None:
         start()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+process.after_fork(_after_fork)

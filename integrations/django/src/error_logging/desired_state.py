@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from error_logging import actuators
+from error_logging import actuators, measurements, process
 
 logger = logging.getLogger("error_logging")
 
@@ -160,13 +160,16 @@ def _watch_expiry(state: _State) -> None:
 
 
 def _after_fork() -> None:
-    # What the parent held, the child's own actuators hold too: it reverts it when the list or the clock says so.
+    # What the parent held, the child's own actuators hold too: it reverts it when the list or the clock says so. Not so
+    # for pools that are new in the child: it asks for the whole list again.
     global _state
     inherited, _state = _state, _State()
-    _state.version, _state.newest = inherited.version, inherited.newest
-    _state.held = dict(inherited.held)
+    new = {("pool_increase", alias) for alias in measurements.leave_pools_behind()}
+    _state.held = {key: one for key, one in inherited.held.items() if key not in new}
+    if len(_state.held) == len(inherited.held):
+        _state.version, _state.newest = inherited.version, inherited.newest
     if _state.held:
         _wind_clock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+process.after_fork(_after_fork)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,9 @@ _POOL_KEYS = {
     "connections_errors": "connections_errors",
 }
 _databases: dict[str, dict[str, Any]] = {}
+_opened: dict[str, Any] = {}
+"""Pools that are there because Upright needed a connection before the application did, by alias."""
+_left_behind: list[Any] = []
 
 
 def of(exc: BaseException) -> dict[str, Any]:
@@ -59,6 +63,36 @@ def pool_of(alias: str) -> Any:
     """The process's open pool of a database, or None. Opens none."""
     pools: Mapping[str, Any] = getattr(type(connections[alias]), "_connection_pools", {})
     return pools.get(alias)
+
+
+@contextlib.contextmanager
+def opening_pools() -> Iterator[None]:
+    """Around work of Upright's own: a pool that is new afterwards is its own too, and stays with this process."""
+    before = {alias: pool_of(alias) for alias in current().databases}
+    try:
+        yield
+    finally:
+        for alias, pool in before.items():
+            made = pool_of(alias)
+            if pool is None and made is not None:
+                _opened[alias] = made
+
+
+def leave_pools_behind() -> set[str]:
+    """In a forked child: it makes pools of its own in the place of those that Upright opened before the fork, whose
+    connections are the parent's. The aliases in question.
+
+    gunicorn --preload forks a process in which the agent runs. What the application opened is its own affair.
+    """
+    left = {alias: pool for alias, pool in _opened.items() if pool_of(alias) is pool}
+    for alias, pool in left.items():
+        connection: Any = connections[alias]
+        type(connection)._connection_pools.pop(alias, None)
+        # Kept, lest the garbage collector hang up on the parent's server.
+        _left_behind.extend((pool, connection.connection))
+        connection.connection = None
+    _opened.clear()
+    return set(left)
 
 
 def pool_numbers(alias: str) -> dict[str, int]:

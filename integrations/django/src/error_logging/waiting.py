@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 
 from django.db import connections
 
-from error_logging import client
+from error_logging import client, process
 from error_logging.conf import current
 
 _lock = threading.Lock()
@@ -53,4 +52,4 @@ def _after_fork() -> None:
     _waiting = 0
 
 
-os.register_at_fork(after_in_child=_after_fork)
+process.after_fork(_after_fork)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from error_logging import measurements
 from error_logging.actuators import cache, pool, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
@@ -83,7 +84,8 @@ def acknowledgement(directive: Mapping[str, Any], *, revert: bool = False) -> di
         elif refused is not None:
             told |= {"status": "refused", "reason": refused}
         else:
-            change = actuator.revert(target) if revert else actuator.apply(target, values)
+            with measurements.opening_pools():
+                change = actuator.revert(target) if revert else actuator.apply(target, values)
             status = "reverted" if revert else "applied"
             told |= {"status": status, "reason": change.note, "before": change.before, "after": change.after}
     except NotSupported as error:
