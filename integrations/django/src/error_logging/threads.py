@@ -15,7 +15,8 @@ _ASGI_SERVERS = ("uvicorn", "daphne", "hypercorn", "granian")
 
 
 def threads_of_server(argv: Sequence[str] | None = None, environ: dict[str, str] | None = None) -> int:
-    """Threads of one gunicorn worker, from its command line or GUNICORN_CMD_ARGS; 4 where neither says, 32 under ASGI."""
+    """Threads of one gunicorn worker, from its command line or GUNICORN_CMD_ARGS; 4 where neither says, and 32 under
+    ASGI."""
     arguments = list(sys.argv if argv is None else argv)
     variables = dict(os.environ) if environ is None else environ
     if any(server in argument.lower() for argument in arguments for server in _ASGI_SERVERS):
