@@ -88,6 +88,13 @@ class Site:
                 pipe.close()
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is one of the application, and takes over what dead ones left, if it has its threads by now."""
+    monkeypatch.setattr(drain, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(drain, "_LONGEST_PAUSE_S", 0.05)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_every_error_arrives_whatever_dies(service: ScriptedService, spool_dir: Path, postgres: Any) -> None:
     """Processes that are killed again and again, two at a time, and a receiver that fails every third time, after it
