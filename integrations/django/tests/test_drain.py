@@ -197,6 +197,18 @@ def test_what_the_service_refuses_is_kept_with_the_reason(service: ScriptedServi
     assert service.errors[-1].error_id == other.error_id
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_nothing_is_lost_for_a_secret_that_was_mistyped(
+    service: ScriptedService, spool_dir: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(drain, "_LONGEST_PAUSE_S", 0.05)
+    service.on_error(refusal(status, "who are you?"), refusal(status, "who are you?"))
+    records = [recorded("one"), recorded("two")]
+    assert drain.settle(20)
+    assert {message.error_id for message in service.errors[2:]} == {record.error_id for record in records}
+    assert spooled(spool_dir) == []
+
+
 def test_an_event_that_the_service_trips_over_holds_back_nothing_else(service: ScriptedService) -> None:
     poison = captured("poison")
 

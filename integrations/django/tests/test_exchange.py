@@ -332,11 +332,22 @@ class TestADeadService:
         assert ended.answer["command"] is None
 
     def test_refused_it_says_why(self, service: ScriptedService, run: Any) -> None:
-        service.on_error(refusal(403, "not your service"))
+        service.on_error(refusal(422, "error.type is missing"))
         ended = run(record_of())
         assert ended.delivered  # There is no use in sending it again.
-        assert "not your service" in ended.answer["recovery"]["message"]
+        assert "error.type is missing" in ended.answer["recovery"]["message"]
         assert ended.answer["recovery"]["attempted"] is False
+        assert ended.answer["recovery"]["status"] == "not_attempted"
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_not_admitted_it_waits_for_someone_to_mend_the_settings(
+        self, service: ScriptedService, run: Any, status: int
+    ) -> None:
+        service.on_error(refusal(status, "another secret"))
+        ended = run(record_of())
+        assert not ended.delivered
+        assert "another secret" in ended.answer["recovery"]["message"]
+        assert (ended.answer["recovery"]["attempted"], ended.answer["recovery"]["status"]) == (False, "pending")
 
 
 class TestWhatIsOdd:

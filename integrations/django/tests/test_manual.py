@@ -112,7 +112,7 @@ def test_unknown_ids_are_told(service: ScriptedService, unknown: str) -> None:
         (final(report("not_recovered", action("retry", "not_recovered"))), "not_recovered", True),
         (final(report("unknown")), "unknown", True),
         (pending(), "pending", True),
-        (refusal(404, "no such error"), "pending", False),
+        (refusal(404, "no such error"), "not_attempted", False),
         (refusal(503), "pending", False),
     ],
 )

@@ -261,6 +261,7 @@ class TestTheAnswer:
         settings.UPRIGHT_ENABLED = False
         told = client.get("/fail/").json()["recovery"]
         assert (told["attempted"], told["message"]) == (False, "Recovery not attempted: it is switched off")
+        assert told["status"] == "not_attempted"
         assert ErrorLog.objects.count() == 1
         assert service.received == []
 

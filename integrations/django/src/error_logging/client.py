@@ -46,6 +46,11 @@ class Refused(ClientError):
         self.reason = reason
 
 
+class NotAdmitted(Refused):
+    """The service does not take anything from this sender (401, 403): secrets or tenants differ. People mend that, and
+    then the message is welcome."""
+
+
 class Gone(Refused):
     """The service wants no more from this sender (410)."""
 
@@ -186,6 +191,8 @@ def _parsed(conf: Conf, status: int, headers: dict[str, str], raw: bytes, messag
         raise Unreachable(f"an answer ({status}) that can't be trusted: {doubt}")
     if status == HTTPStatus.GONE:
         raise Gone(status, _reason(raw))
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise NotAdmitted(status, _reason(raw))
     if status >= HTTPStatus.BAD_REQUEST:
         raise Refused(status, _reason(raw))
     try:

@@ -153,6 +153,9 @@ class Drainer:
         except client.Unreachable as error:
             self._unreachable(record, error)
             return
+        except client.NotAdmitted as refused:
+            self._not_admitted(record, refused)
+            return
         except client.Refused as refused:
             counters.add("deliveries_refused")
             logger.error("The service refused %s: %s", record.error_id, refused)  # noqa: TRY400
@@ -186,6 +189,15 @@ class Drainer:
         # An event that the service itself trips over must not keep the others back. Where the service says when, it is
         # taken at its word.
         self.submit(record, delay_s=pause if error.retry_after_s is not None else pause * min(record.attempts, 10))
+
+    def _not_admitted(self, record: Record, refused: client.NotAdmitted) -> None:
+        """Wait for someone to mend the settings; what is in the spool is not lost for a secret that was mistyped."""
+        self._failures += 1
+        counters.add("deliveries_not_admitted")
+        if self._failures == 1:
+            logger.error("The service does not admit this application (%s); events wait in the spool", refused)
+        self._not_before = time.monotonic() + _LONGEST_PAUSE_S
+        self.submit(record, delay_s=_LONGEST_PAUSE_S)
 
     def _probe(self) -> None:
         if client.probe():

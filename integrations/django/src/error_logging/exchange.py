@@ -122,9 +122,12 @@ def steps(
                 break
     except client.Refused as error:
         logger.error("Upright's service refused %s: %s", record.error_id, error)  # noqa: TRY400 (it says why)
-        return Ended(
-            _local(record, f"Recovery not attempted: {error}"), delivered=delivered or 400 <= error.status < 500
-        )
+        if isinstance(error, client.NotAdmitted):
+            message, status = f"Recovery pending: the service does not admit this application ({error})", "pending"
+        else:
+            message, status = f"Recovery not attempted: {error}", "not_attempted"
+        settled = status != "pending" and 400 <= error.status < 500
+        return Ended(_local(record, message, status=status), delivered=delivered or settled)
     except client.Unreachable as error:
         logger.warning("Upright's service can't be reached: %s", error)
     if answer is None:
@@ -342,5 +345,6 @@ def _whole(record: Record, answer: dict[str, Any]) -> dict[str, Any]:
     return {**complete, **answer, "command": None, "recovery": {**complete["recovery"], **told}}
 
 
-def _local(record: Record, message: str) -> dict[str, Any]:
-    return {"error_id": record.error_id, "severity": record.severity, "recovery": local_report(message)}
+def _local(record: Record, message: str, *, status: str = "pending") -> dict[str, Any]:
+    report = local_report(message, status=status)
+    return {"error_id": record.error_id, "severity": record.severity, "recovery": report}

@@ -23,7 +23,6 @@ from django.http.response import HttpResponseBase
 from django.utils.log import log_response
 
 from error_logging import events, exchange, recording, replay, waiting
-from error_logging.conf import current
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -231,10 +230,7 @@ def respond(
 
 
 def not_waited(record: Record) -> dict[str, Any]:
-    message = "Recovery pending" if current().delivers else "Recovery not attempted: no service is configured"
-    if not current().enabled:
-        message = "Recovery not attempted: it is switched off"
-    return {"error_id": record.error_id, "severity": record.severity, "recovery": recording.local_report(message)}
+    return {"error_id": record.error_id, "severity": record.severity, "recovery": recording.unreported()}
 
 
 def _is_test_client(receiver: Any) -> bool:

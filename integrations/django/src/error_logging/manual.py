@@ -31,14 +31,17 @@ def trigger_manual_recovery(error_id: str | uuid.UUID) -> dict[str, Any]:
         row = None
     except DatabaseError:
         logger.exception("The recovery of %s was asked for, and ErrorLog can't be read", named)
-        return _result(named, recording.local_report("Recovery not attempted: ErrorLog can't be read"))
+        return _result(named, _not_attempted("Recovery not attempted: ErrorLog can't be read"))
     if row is None:
-        return _result(named, recording.local_report("There is no such error"))
+        return _result(named, _not_attempted("There is no such error"))
     try:
         return _result(str(row.error_id), _recover(row))
     except Exception:
         logger.exception("Upright failed while it recovered %s again", row.error_id)
-        return _result(str(row.error_id), recording.local_report("Recovery not attempted: see the application's log"))
+        return _result(
+            str(row.error_id),
+            _not_attempted("Recovery not attempted: see the application's log"),
+        )
 
 
 def _recover(row: ErrorLog) -> dict[str, Any]:
@@ -55,6 +58,10 @@ def _recover(row: ErrorLog) -> dict[str, Any]:
     if ended.delivered:
         recording.apply_answer(record.error_id, ended.answer)
     return ended.answer["recovery"]
+
+
+def _not_attempted(message: str) -> dict[str, Any]:
+    return recording.local_report(message, status="not_attempted")
 
 
 def _result(error_id: str, report: dict[str, Any]) -> dict[str, Any]:

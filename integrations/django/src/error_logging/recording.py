@@ -16,11 +16,12 @@ from django.db import connections, transaction
 from error_logging import client, counters, drain, process, rows
 from error_logging.conf import current
 from error_logging.record import Record
-from error_logging.rows import local_report
+from error_logging.rows import local_report, unreported
 from error_logging.spool import SpoolFull
 
 __all__ = [
-    "Record", "apply_answer", "apply_outcome", "capture", "finish", "finish_later", "local_report", "write_deferred",
+    "Record", "apply_answer", "apply_outcome", "capture", "finish", "finish_later", "local_report", "unreported",
+    "write_deferred",
 ]  # fmt: skip
 
 logger = logging.getLogger("error_logging")

@@ -16,6 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 from django.utils.timezone import make_naive
 
+from error_logging.conf import current
 from error_logging.record import Record
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def strategy_of(report: dict[str, Any]) -> str | None:
 def _row(record: Record) -> ErrorLog:
     event = record.event
     error, request = event["error"], event.get("request") or {}
-    report = (record.answer or {}).get("recovery") or local_report("Logged; not reported yet")
+    report = (record.answer or {}).get("recovery") or unreported()
     details = {"classes": error["classes"], "frames": error["frames"], "instance": event["instance"]}
     if request:
         details["request"] = request
@@ -148,9 +149,19 @@ def _row(record: Record) -> ErrorLog:
     )
 
 
-def local_report(message: str) -> dict[str, Any]:
-    """A RecoveryReport for an error that no service has taken yet."""
-    return {"attempted": False, "success": False, "status": "pending", "message": message, "actions": []}
+def local_report(message: str, *, status: str = "pending") -> dict[str, Any]:
+    """A RecoveryReport for an error that no service has taken: `pending` where it is still to be delivered, else
+    `not_attempted`, which the service never says."""
+    return {"attempted": False, "success": False, "status": status, "message": message, "actions": []}
+
+
+def unreported() -> dict[str, Any]:
+    """The report of an error of which the service has not spoken, by what the settings say."""
+    conf = current()
+    if conf.delivers:
+        return local_report("Recovery pending")
+    why = "it is switched off" if not conf.enabled else "no service is configured"
+    return local_report(f"Recovery not attempted: {why}", status="not_attempted")
 
 
 def limit_time(connection: BaseDatabaseWrapper) -> None:
