@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 from django.core import mail
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import override_settings
 from faults import until
 
-from error_logging import agent, client, desired_state, process
+from error_logging import agent, client, desired_state, process, recording
 from error_logging.agent import Agent
 from error_logging.models import ErrorLog
 from error_logging.testing import ScriptedService, directive, refusal, report, unsigned
@@ -211,6 +211,35 @@ def test_an_outcome_comes_into_its_row_once(service: ScriptedService, running: A
     said(service, "results")
     until(lambda: service.syncs[-1].body["outcomes_received"] == [])
     assert ErrorLog.objects.count() == 1
+
+
+def test_an_outcome_that_can_not_be_written_comes_again_with_its_recovery(
+    service: ScriptedService, running: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [ErrorLog.objects.create(service="shop", error_type="TimeoutError") for _ in range(2)]
+    recovery_id, write, failing = str(uuid4()), recording.apply_outcome, [str(rows[1].error_id)]
+
+    def write_or_fail(outcome: dict[str, Any]) -> bool:
+        if outcome["error_id"] in failing:
+            failing.remove(outcome["error_id"])
+            raise OperationalError("the database is away")
+        return write(outcome)
+
+    monkeypatch.setattr(recording, "apply_outcome", write_or_fail)
+    service.tell(
+        outcomes=[
+            {
+                "recovery_id": recovery_id, "error_id": str(row.error_id), "strategy": "retry",
+                "report": report("recovered"),
+            }
+            for row in rows
+        ]
+    )  # fmt: skip
+    assert said(service, "outcomes_received") == [recovery_id]
+    assert not failing
+    for row in rows:
+        row.refresh_from_db()
+        assert row.resolved
 
 
 def test_one_strange_answer_does_not_stop_it(service: ScriptedService, running: Agent) -> None:

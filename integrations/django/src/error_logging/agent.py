@@ -129,23 +129,26 @@ class Agent:
         version, desired = int(answer.get("version") or 0), list(answer.get("desired") or [])
         if version != desired_state.complete_version():
             self._acknowledgements += self._beside(lambda: desired_state.apply_desired(version, desired), 30.0) or []
-        for outcome in answer.get("outcomes") or []:
-            self._take(outcome)
+        self._take_all(list(answer.get("outcomes") or []))
         for command in answer.get("commands") or []:
             self._results.append(self._carry_out(command))
 
-    def _take(self, outcome: Mapping[str, Any]) -> None:
-        recovery_id = str(outcome.get("recovery_id"))
-        try:
-            written = recording.apply_outcome(dict(outcome))
-        except Exception:
-            logger.exception("Upright could not write the outcome of recovery %s", recovery_id)
-            written = False
-        if written:
-            self._received.append(recovery_id)
-        else:
-            # It comes again at once, since it is not said to be received.
+    def _take_all(self, outcomes: list[Mapping[str, Any]]) -> None:
+        missed = {str(one.get("recovery_id")) for one in outcomes if not self._take(one)}
+        # Receipt is said of a whole recovery, and so only where each error that it answers has its outcome.
+        received = dict.fromkeys(str(one.get("recovery_id")) for one in outcomes)
+        self._received += [one for one in received if one not in missed]
+        if missed:
+            # They come again at once.
             self._stopped.wait(FIRST_DELAY_S)
+
+    def _take(self, outcome: Mapping[str, Any]) -> bool:
+        """Whether it is dealt with."""
+        try:
+            return recording.apply_outcome(dict(outcome))
+        except Exception:
+            logger.exception("Upright could not write the outcome of recovery %s", outcome.get("recovery_id"))
+            return False
 
     def _carry_out(self, command: Mapping[str, Any]) -> Told:
         began = time.monotonic()
