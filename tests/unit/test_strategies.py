@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -286,3 +287,41 @@ def test_where_nobody_waits_a_process_repeats_it() -> None:
 
 def test_a_scrubbed_path_does_not_hinder_the_caller_itself() -> None:
     assert unmet("retry", error_event(request=page(path_intact=False))) is None
+
+
+# queue_priority
+
+
+def awaited(waiting: int | None = 400) -> Event:
+    queues = {} if waiting is None else {"queues": {"celery": {"waiting": waiting}}}
+    return error_event(
+        ("celery.exceptions.TimeoutError",),
+        measurements={"task": {"name": "shop.price", "queue": "celery"}, **queues},
+    )
+
+
+def test_an_awaited_task_passes_the_backlog_of_its_queue() -> None:
+    found = plan("queue_priority", awaited(), boost_factor=3)
+    assert (found.target, found.scope, found.before) == ("celery:celery", "process", {"waiting": 400})
+    assert found.values == {"queue": "celery.boosted", "tasks": "shop.price", "boost_factor": 3}
+    assert found.why == "shop.price past the 400 tasks that wait in 'celery', 3 turns for one"
+
+
+def test_without_a_backlog_no_task_is_boosted() -> None:
+    assert "3 tasks wait" in (unmet("queue_priority", awaited(3)) or "")
+    assert "not known" in (unmet("queue_priority", awaited(None)) or "")
+    assert unmet("queue_priority", error_event()) == "the error does not come from waiting for a task"
+
+
+def test_an_agents_reading_of_the_queue_serves_too() -> None:
+    told = Fleet([process("host:2:boot", {"queues": {"celery": {"waiting": 50}}})], waiter_present=True)
+    assert unmet("queue_priority", awaited(None), told) is None
+
+
+def test_a_queue_that_no_process_announces_is_left_alone() -> None:
+    def announcing(*targets: str) -> Fleet:
+        capabilities = {"commands": ["apply"], "strategies": {"queue_priority": {"targets": list(targets)}}}
+        return Fleet([replace(process("host:2:boot"), capabilities=capabilities)], waiter_present=True)
+
+    assert unmet("queue_priority", awaited(), announcing("celery:celery")) is None
+    assert "can boost the queue 'celery'" in (unmet("queue_priority", awaited(), announcing("celery:mail")) or "")

@@ -19,6 +19,7 @@ from django.db import connections
 
 from error_logging import (
     actuators,
+    celery,
     client,
     desired_state,
     exchange,
@@ -161,6 +162,7 @@ class Agent:
         return {**result, "duration_ms": round((time.monotonic() - began) * 1000, 1)}
 
     def _measure(self) -> None:
+        celery.watch()
         if time.monotonic() - self._measured_at > MEASURE_EVERY_S:
             self._measured_at = time.monotonic()
             self._beside(measurements.read_databases, READ_WAIT_S)

@@ -1,7 +1,7 @@
 """Celery: where tasks are sent, and how many wait in each queue.
 
-One line connects it: `CELERY_TASK_ROUTES = ("error_logging.celery.route",)`, before the project's own routes. Celery itself
-is optional, and only imported where the project has imported it.
+One line connects it: `CELERY_TASK_ROUTES = ("error_logging.celery.route",)`, before the project's own routes. Celery
+itself is optional, and only imported where the project has imported it.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def _listen() -> None:
     before_task_publish.connect(_on_publish, dispatch_uid=__name__)
 
 
-def _on_publish(sender: Any = None, headers: Any = None, declare: Any = None, routing_key: Any = None, **_: Any) -> None:
+def _on_publish(
+    sender: Any = None, headers: Any = None, declare: Any = None, routing_key: Any = None, **_: Any
+) -> None:
     identity = headers.get("id") if isinstance(headers, Mapping) else None
     if not identity:
         return

@@ -30,6 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 SHIPPED_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "pool_increase": {"max_size": (1, 50)},
     "timeout_increase": {"timeout_ms": (1, 60_000)},
+    "queue_priority": {"boost_factor": (1, 10)},
 }
 
 

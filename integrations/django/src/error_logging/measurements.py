@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
+from error_logging import celery
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -41,6 +42,7 @@ def of(exc: BaseException) -> dict[str, Any]:
     chain = list(chain_of(exc))
     for name, read in (
         ("cache", _cache), ("query_cancelled", _cancelled), ("upstream", _upstream), ("retry_after_s", _retry_after),
+        ("task", celery.task_of),
     ):  # fmt: skip
         value = next((value for one in chain if (value := _safely(read, one)) is not None), None)
         if value is not None:
@@ -56,6 +58,8 @@ def of_process() -> dict[str, Any]:
         found["pools"] = pools
     if _databases:
         found["databases"] = dict(_databases)
+    if queues := celery.readings():
+        found["queues"] = queues
     return found
 
 

@@ -10,12 +10,12 @@ from upright.services.strategies.cache_clear import CacheClear
 from upright.services.strategies.not_available import (
     CircuitBreak,
     Fallback,
-    QueuePriority,
     RequestThrottle,
     ResourceScale,
     ServiceRestart,
 )
 from upright.services.strategies.pool_increase import PoolIncrease
+from upright.services.strategies.queue_priority import QueuePriority
 from upright.services.strategies.retry import Retry
 from upright.services.strategies.timeout_increase import TimeoutIncrease
 

@@ -102,3 +102,16 @@ def reading(event: Event, fleet: Fleet, kind: str, alias: str) -> dict[str, Any]
         if found:
             return found
     return {}
+
+
+def announced_targets(fleet: Fleet, strategy: str) -> set[str] | None:
+    """What the service's processes can act on by a strategy; None where no process has said what it can do."""
+    announced = [as_mapping(one.capabilities.get("strategies")) for one in fleet.instances]
+    if not any(announced):
+        return None
+    return {
+        target
+        for one in announced
+        for target in as_list(as_mapping(one.get(strategy)).get("targets"), default="")
+        if target
+    }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from error_logging import measurements
-from error_logging.actuators import cache, pool, timeout
+from error_logging.actuators import cache, pool, queue, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
 
@@ -28,6 +28,7 @@ REGISTRY: Mapping[str, Actuator] = {
     "pool_increase": pool.PoolIncrease(),
     "timeout_increase": timeout.TimeoutIncrease(),
     "cache_clear": cache.CacheClear(),
+    "queue_priority": queue.QueuePriority(),
 }
 
 
@@ -49,6 +50,8 @@ def targets(strategy: str) -> list[str]:
         return [alias for alias in settings.CACHES if cache.supported(alias)]
     if strategy == "pool_increase":
         return [alias for alias in current().databases if pool.configured(alias)]
+    if strategy == "queue_priority":
+        return queue.targets()
     return [alias for alias in current().databases if timeout.supported(alias)]
 
 

@@ -20,6 +20,7 @@ logger = logging.getLogger("error_logging")
 PREFIX = "celery:"
 ASK_S = (0.5, 1.5)
 """How long workers may take to answer; the second time for those that were busy."""
+BEGIN_S = 3.0
 LOOK_EVERY_S = 1.0
 TEND_EVERY_S = 10.0
 QUIET_S = 10.0
@@ -47,10 +48,14 @@ class QueuePriority:
             if not any(queue in consuming for consuming in consumed.values()):
                 raise RuntimeError(f"no worker that answers consumes the queue {queue!r}")
             _consume(app, connection, consumed, queue, boost.lanes)
-            consumed = _consumed(app, connection, expected=len(consumed))
+            began, until = False, time.monotonic() + BEGIN_S
+            while not began and time.monotonic() < until:
+                # Workers answer before they have done it.
+                consumed = _consumed(app, connection, expected=len(consumed)) or consumed
+                began = all(any(lane in consuming for consuming in consumed.values()) for lane in boost.lanes)
             after = _measured(connection, consumed, queue, boost.lanes)
-        if not all(any(lane in consuming for consuming in consumed.values()) for lane in boost.lanes):
-            raise RuntimeError(f"no worker has begun to consume {', '.join(boost.lanes)}")
+        if not began:
+            raise RuntimeError(f"no worker has begun to consume {', '.join(boost.lanes)} within {BEGIN_S:g} s")
         celery.boost(queue, boost)
         _start(f"upright-tend-{queue}", _tend, app, queue, boost)
         return Change(before, {**after, "queue": boost.lanes[0], "tasks": boost.tasks})
@@ -60,7 +65,7 @@ class QueuePriority:
         boost = celery.boosts.pop(queue, None)
         if boost is None:
             return Change(note="nothing was boosted")
-        _start(f"upright-drain-{queue}", _drain, app, queue, boost)
+        _start(f"upright-lanes-{queue}", _drain, app, queue, boost)
         with celery.broker(app) as connection:
             left = sum(celery.waiting(connection, lane) for lane in boost.lanes)
         note = f"{left} tasks in the boosted queue are worked off before its consumers stop" if left else ""
@@ -102,9 +107,7 @@ def _consumed(app: Any, connection: Any, expected: int | None = None) -> dict[st
     return {}
 
 
-def _consume(
-    app: Any, connection: Any, consumed: Mapping[str, set[str]], queue: str, lanes: tuple[str, ...]
-) -> None:
+def _consume(app: Any, connection: Any, consumed: Mapping[str, set[str]], queue: str, lanes: tuple[str, ...]) -> None:
     """Have every worker of the queue consume its lanes too."""
     for lane in lanes:
         lacking = [worker for worker, names in consumed.items() if queue in names and lane not in names]
