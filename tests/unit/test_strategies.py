@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from upright.domain.directive import Directive
 from upright.domain.event import Event
 from upright.services.ports import Instance
-from upright.services.strategies import STRATEGIES, Fleet, Plan
+from upright.services.strategies import STRATEGIES, Custom, Fleet, Plan
 from upright.services.strategies.cache_clear import family, narrowest
 from upright.testing.events import (
     CANCELLED_FOR_TIMEOUT,
@@ -325,3 +325,26 @@ def test_a_queue_that_no_process_announces_is_left_alone() -> None:
 
     assert unmet("queue_priority", awaited(), announcing("celery:celery")) is None
     assert "can boost the queue 'celery'" in (unmet("queue_priority", awaited(), announcing("celery:mail")) or "")
+
+
+# Strategies of the application's own
+
+
+def own(announced: dict[str, Any] | None) -> Fleet:
+    capabilities = {"commands": ["apply"], "strategies": {"custom_strategy": announced} if announced else {}}
+    return Fleet([replace(process("host:2:boot"), capabilities=capabilities)], waiter_present=True)
+
+
+def test_a_custom_strategy_needs_a_process_that_announces_it() -> None:
+    custom, anything = Custom("custom_strategy"), Custom.parameters.model_validate({"level": 3})
+    assert custom.precondition(error_event(), own({"custom": True}), anything) is None
+    missing = custom.precondition(error_event(), own(None), anything)
+    assert missing is not None
+    assert "_execute_custom_strategy" in missing
+
+
+@pytest.mark.parametrize(("revertible", "scope"), [(False, "once"), (True, "process")])
+def test_a_custom_strategy_is_held_where_it_can_be_taken_back(revertible: bool, scope: str) -> None:
+    given = Custom.parameters.model_validate({"level": 3, "target": "carrier"})
+    found = Custom("custom_strategy").plan(error_event(), own({"revertible": revertible}), given)
+    assert (found.scope, found.target, found.values) == (scope, "carrier", {"level": 3})

@@ -19,7 +19,7 @@ from upright.errors import Unavailable
 from upright.services.dependencies import Dependencies
 from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
-from upright.services.strategies import STRATEGIES, Fleet, Plan
+from upright.services.strategies import Fleet, Plan
 
 NOBODY = "no process of the service is connected"
 LOCK_POLL_S = 0.05
@@ -89,6 +89,7 @@ class Actor:
 
     def __init__(self, dependencies: Dependencies, recovery: RecoveryRecord, event: Event, runbook: Runbook) -> None:
         self._store, self._dispatch = dependencies.store, dependencies.dispatch
+        self._strategies = dependencies.book.strategies
         self._recovery, self._event, self._runbook = recovery, event, runbook
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
@@ -99,7 +100,7 @@ class Actor:
         """Raises Unavailable where trying again may help."""
         began = time.monotonic()
         self._until = began + choice.step.timeout_s * _USABLE
-        strategy = STRATEGIES[choice.strategy]
+        strategy = self._strategies[choice.strategy]
         unmet = strategy.precondition(self._event, fleet, choice.parameters)
         if unmet is not None:
             return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)

@@ -23,6 +23,7 @@ from error_logging import (
     client,
     desired_state,
     exchange,
+    execution,
     mail,
     measurements,
     probes,
@@ -95,11 +96,16 @@ class Agent:
 
     def _request(self, told: list[Told], results: list[Told], received: list[str]) -> dict[str, Any]:
         conf = current()
-        strategies = {
+        strategies: dict[str, dict[str, Any]] = {
             name: {"targets": targets, "limits": {key: list(pair) for key, pair in conf.limits.get(name, {}).items()}}
             for name in actuators.REGISTRY
             if (conf.allowed_strategies is None or name in conf.allowed_strategies)
             and (targets := actuators.targets(name))
+        }
+        strategies |= {
+            name: {"targets": [""], "custom": True, "revertible": revertible}
+            for name, revertible in execution.custom().items()
+            if conf.allowed_strategies is None or name in conf.allowed_strategies
         }
         return {
             "schema_version": 1,
@@ -192,7 +198,7 @@ class Agent:
 def _do(command: Mapping[str, Any], deadline: float) -> Told:
     kind = command["kind"]
     if kind == "apply":
-        told = [desired_state.apply_one(one) for one in command.get("directives") or []]
+        told = [desired_state.apply_one(one, deadline) for one in command.get("directives") or []]
         return {"acknowledgements": told}
     if kind == "send_email":
         try:

@@ -44,6 +44,8 @@ class Post:
 @dataclass(frozen=True)
 class Apply:
     directive: dict[str, Any]
+    deadline: float
+    """On time.monotonic()."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _carry_out(
         before = (yield Probe()) if abilities.probe and not abilities.replay and command.get("verify", True) else None
         acknowledgements: list[dict[str, Any]] = []
         for directive in command.get("directives") or []:
-            acknowledgements.append((yield Apply(directive)))
+            acknowledgements.append((yield Apply(directive, deadline)))
         result["acknowledgements"] = acknowledgements
         applied = all(one["status"] == "applied" for one in acknowledgements)
         if applied and command.get("verify", True):
@@ -160,7 +162,7 @@ def _carry_out(
     elif kind == "replay":
         # What repaired another's error may not have reached this process yet.
         for directive in command.get("directives") or []:
-            result["acknowledgements"].append((yield Apply(directive)))
+            result["acknowledgements"].append((yield Apply(directive, deadline)))
         result["evidence"] = yield Replay()
     elif kind == "probe":
         result["evidence"] = yield Probe()
@@ -291,7 +293,7 @@ def _do(step: Step, probe: Callable[[], Evidence] | None) -> Any:
             step.path, step.body, delivery_id=step.delivery_id, wait_ms=step.wait_ms, timeout_s=step.timeout_s
         )
     if isinstance(step, Apply):
-        return desired_state.apply_one(step.directive)
+        return desired_state.apply_one(step.directive, step.deadline)
     return probe() if probe is not None else None
 
 

@@ -69,30 +69,50 @@ def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def acknowledgement(directive: Mapping[str, Any], *, revert: bool = False) -> dict[str, Any]:
-    """Apply or revert a directive, and say what came of it. Never raises."""
+def carry_out(action: Mapping[str, Any], *, revert: bool = False) -> dict[str, Any]:
+    """One of the strategies that ship, as an executor tells of it. Raises NotSupported, and what an actuator raises."""
+    strategy, target = str(action.get("strategy")), str(action.get("target"))
+    values: Mapping[str, Any] = action.get("values") or {}
+    actuator = REGISTRY.get(strategy)
+    if actuator is None:
+        raise NotSupported(f"this application has no {strategy}")
+    refused = None if revert else refusal(strategy, values)
+    if refused is not None:
+        return {"success": False, "message": refused}
+    change = actuator.revert(target) if revert else actuator.apply(target, values)
+    return {"success": True, "message": change.note, "before": change.before, "after": change.after}
+
+
+def acknowledgement(
+    directive: Mapping[str, Any], *, revert: bool = False, deadline: float | None = None
+) -> dict[str, Any]:
+    """Apply or revert a directive through the application's executor, and say what came of it. Never raises."""
+    from error_logging import execution
+
     began = time.monotonic()
-    strategy, target = str(directive.get("strategy")), str(directive.get("target"))
+    strategy = str(directive.get("strategy"))
     given = directive.get("values")
     values: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     told: dict[str, Any] = {
         "directive_id": directive.get("id"), "version": directive.get("version", 1), "reason": "", "before": {},
         "after": {},
     }  # fmt: skip
-    actuator = REGISTRY.get(strategy)
     refused = None if revert else refusal(strategy, values)
     try:
-        if actuator is None:
+        if strategy not in REGISTRY and strategy not in execution.custom():
             told |= {"status": "unsupported", "reason": f"this application has no {strategy}"}
         elif refused is not None:
             told |= {"status": "refused", "reason": refused}
         else:
+            action = {**directive, "values": values}
             with measurements.opening_pools():
-                change = actuator.revert(target) if revert else actuator.apply(target, values)
+                change = execution.carry_out(action, revert=revert, deadline=deadline)
             status = "reverted" if revert else "applied"
             told |= {"status": status, "reason": change.note, "before": change.before, "after": change.after}
     except NotSupported as error:
         told |= {"status": "unsupported", "reason": str(error)}
+    except execution.ActionFailed as error:
+        told |= {"status": "failed", "reason": str(error)}
     except Exception as error:
         logger.exception("Upright could not %s %s", "revert" if revert else "apply", strategy)
         told |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
