@@ -348,3 +348,51 @@ def test_a_custom_strategy_is_held_where_it_can_be_taken_back(revertible: bool, 
     given = Custom.parameters.model_validate({"level": 3, "target": "carrier"})
     found = Custom("custom_strategy").plan(error_event(), own({"revertible": revertible}), given)
     assert (found.scope, found.target, found.values) == (scope, "carrier", {"level": 3})
+
+
+# timeout_increase of an HTTP client
+
+
+def slow_peer(
+    *, cause: str = "requests.exceptions.ReadTimeout", hosts: tuple[str, ...] = ("carrier.example",)
+) -> Event:
+    return error_event(
+        (cause,),
+        measurements={
+            "upstream": {"host": "carrier.example", "port": 443},
+            "http_clients": {
+                "bank": {"hosts": ["bank.example"], "timeout_ms": 100},
+                "carrier": {"hosts": list(hosts), "timeout_ms": 2000},
+            },
+        },
+    )
+
+
+@pytest.mark.parametrize("hosts", [("carrier.example",), ("carrier.example:443",)])
+def test_the_client_that_talks_to_the_slow_peer_gets_more_time(hosts: tuple[str, ...]) -> None:
+    found = plan("timeout_increase", slow_peer(hosts=hosts))
+    assert (found.target, found.values, found.before) == ("http:carrier", {"timeout_ms": 6000}, {"timeout_ms": 2000})
+    assert found.why == "read timeout of the HTTP client 'carrier' from 2000 to 6000 ms"
+    assert plan("timeout_increase", slow_peer(), new_timeout_ms=3000).values == {"timeout_ms": 3000}
+
+
+def test_a_peer_without_a_registered_client_is_left_alone() -> None:
+    assert unmet("timeout_increase", slow_peer(hosts=("carrier.example:8443",))) == (
+        "no HTTP client is registered for carrier.example:443"
+    )
+
+
+def test_a_peer_that_could_not_be_reached_needs_no_more_time() -> None:
+    assert "no statement was cancelled" in (
+        unmet("timeout_increase", slow_peer(cause="requests.exceptions.ConnectTimeout")) or ""
+    )
+
+
+def test_what_a_client_was_given_already_counts() -> None:
+    active = replace_target(directive("timeout_increase", 3, timeout_ms=6000), "http:carrier")
+    event = slow_peer().model_copy(update={"desired_version": 3})
+    assert plan("timeout_increase", event, Fleet(desired=[active])).values == {"timeout_ms": 15_000}
+
+
+def replace_target(one: Directive, target: str) -> Directive:
+    return one.model_copy(update={"target": target})

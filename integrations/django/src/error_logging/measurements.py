@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
-from error_logging import celery
+from error_logging import celery, http_clients
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -60,6 +60,8 @@ def of_process() -> dict[str, Any]:
         found["databases"] = dict(_databases)
     if queues := celery.readings():
         found["queues"] = queues
+    if clients := http_clients.readings():
+        found["http_clients"] = clients
     return found
 
 

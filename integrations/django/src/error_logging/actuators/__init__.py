@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from error_logging import measurements
+from error_logging import http_clients, measurements
 from error_logging.actuators import cache, pool, queue, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
@@ -52,7 +52,8 @@ def targets(strategy: str) -> list[str]:
         return [alias for alias in current().databases if pool.configured(alias)]
     if strategy == "queue_priority":
         return queue.targets()
-    return [alias for alias in current().databases if timeout.supported(alias)]
+    clients = [f"{http_clients.PREFIX}{name}" for name in tuple(http_clients.registered)]
+    return [*(alias for alias in current().databases if timeout.supported(alias)), *clients]
 
 
 def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
