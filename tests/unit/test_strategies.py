@@ -257,20 +257,35 @@ def test_the_family_holds_the_key_and_its_siblings_alone(key: str) -> None:
 def test_a_safe_request_is_repeated_by_the_caller_that_waits() -> None:
     found = plan("retry", error_event())
     assert found.retry is not None
-    assert found.retry.model_dump() == {"max_retries": 3, "retry_delay_ms": 1000, "exponential_backoff": True}
+    assert found.retry.model_dump() == {
+        "max_retries": 3,
+        "retry_delay_ms": 1000,
+        "exponential_backoff": True,
+        "retry_after_ms": 0,
+    }
     assert found.command == "retry"
 
 
 def test_the_delay_that_the_failure_asked_for_is_kept() -> None:
     found = plan("retry", error_event(measurements={"retry_after_s": 4}))
     assert found.retry is not None
-    assert found.retry.retry_delay_ms == 4000
+    assert (found.retry.retry_delay_ms, found.retry.retry_after_ms) == (4000, 4000)
+
+
+def test_a_peer_that_asks_for_more_than_a_minute_is_not_bothered() -> None:
+    asked = error_event(measurements={"retry_after_s": 120})
+    assert unmet("retry", asked) == "the peer asks to wait 120 s, longer than anybody waits here"
+
+
+def test_what_its_view_declares_repeatable_is_repeated_by_its_caller() -> None:
+    assert unmet("retry", error_event(request=page("POST"))) is None
 
 
 @pytest.mark.parametrize(
     ("request_", "waits", "reason"),
     [
-        (page("POST"), True, "this POST request must not be repeated"),
+        (page("POST", replayable=False), True, "this POST request must not be repeated"),
+        (page("POST"), False, "nobody waits, and a POST request can only be repeated by its caller"),
         (page(replayable=False), True, "this GET request must not be repeated"),
         (page(path_intact=False), False, "the path was scrubbed"),
         (page(), False, "no process of the service is connected"),

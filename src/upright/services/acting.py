@@ -22,6 +22,8 @@ from upright.services.scoring import Choice
 from upright.services.strategies import Fleet, Plan
 
 NOBODY = "no process of the service is connected"
+SAFE = ("GET", "HEAD")
+"""What a process other than the caller's may request: it has neither the body nor the headers of the request."""
 LOCK_POLL_S = 0.05
 LOCK_PATIENCE_S = 3.0
 """How long to wait for another recovery that acts on the same target."""
@@ -124,7 +126,7 @@ class Actor:
     async def witness(self, agent: Instance, *, within_ms: int | None = None) -> Evidence | None:
         """What another process of the service sees of the failed operation now."""
         rules, request = self._runbook.verification, self._event.request
-        replayable = request is not None and request.replayable and request.path_intact
+        replayable = request is not None and request.replayable and request.path_intact and request.method in SAFE
         kind = "replay" if rules.anonymous_replay and replayable and "replay" in _commands(agent) else "probe"
         if kind == "probe" and (not rules.probe or "probe" not in _commands(agent)):
             return None
@@ -161,7 +163,8 @@ class Actor:
         if result is not None and result.status != "too_late":
             return _with_result(acted, result)
         request = self._event.request
-        agents = fleet.able("retry") if request is not None and request.path_intact and request.replayable else []
+        repeatable = request is not None and request.path_intact and request.replayable and request.method in SAFE
+        agents = fleet.able("retry") if repeatable else []
         if not agents:
             why = "the caller's time ran out" if fleet.waiter_present else NOBODY
             return replace(acted, settled=Verdict.SKIPPED, reason=why)

@@ -218,9 +218,10 @@ def _do(command: Mapping[str, Any], deadline: float) -> Told:
         return {"status": "unsupported", "reason": "there is no request to repeat"}
     if kind == "replay":
         return {"evidence": replay.anonymous(detail, types)}
-    return {
-        "evidence": exchange.retry_now(command.get("retry") or {}, deadline, lambda: replay.anonymous(detail, types))
-    }
+    evidence = exchange.retry_now(command.get("retry") or {}, deadline, lambda: replay.anonymous(detail, types))
+    if evidence.get("refused"):
+        return {"status": "refused", "reason": evidence["refused"]}
+    return {"evidence": evidence}
 
 
 _process: tuple[int, Agent] | None = None

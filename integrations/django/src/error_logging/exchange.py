@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from error_logging import client, desired_state, process
+from error_logging import client, desired_state, process, retry_budget
 from error_logging.conf import current
 from error_logging.record import Record
 from error_logging.recording import local_report
@@ -168,7 +168,9 @@ def _carry_out(
         result["evidence"] = yield Probe()
     elif kind == "retry":
         result["evidence"] = yield from _retry(command.get("retry") or {}, deadline, retry_after_s)
-        if result["evidence"]["attempts"] == 0:
+        if result["evidence"].get("refused"):
+            result |= {"status": "refused", "reason": result["evidence"]["refused"], "evidence": None}
+        elif result["evidence"]["attempts"] == 0:
             result |= {"status": "too_late", "reason": "the first retry would come after the caller's time is up"}
             result["evidence"] = None
     result["duration_ms"] = round((time.monotonic() - began) * 1000, 1)
@@ -189,24 +191,31 @@ def _evidence(abilities: Abilities, before: Evidence | None) -> Generator[Step, 
 def _retry(policy: dict[str, Any], deadline: float, retry_after_s: float) -> Generator[Step, Any, Evidence]:
     """Replays with exponential backoff. Jitter takes up to half of a delay off, so that callers don't come back
     together."""
-    retries = int(policy.get("max_retries", 3))
+    retries, spent = int(policy.get("max_retries", 3)), False
+    retry_after_s = max(retry_after_s, float(policy.get("retry_after_ms") or 0) / 1000)
     delay_s = float(policy.get("retry_delay_ms", 1000)) / 1000
     attempts, evidence = 0, Evidence()
     began = time.monotonic()
     for _ in range(retries):
-        pause_s = max(delay_s * random.uniform(0.5, 1.0), retry_after_s if attempts == 0 else 0.0)  # noqa: S311
+        pause_s = max(delay_s * random.uniform(0.5, 1.0), retry_after_s)  # noqa: S311
         if time.monotonic() + pause_s >= deadline:
             break
         yield Sleep(pause_s)
+        if not retry_budget.budget.take():
+            spent = True
+            break
         evidence = yield Replay()
         attempts += 1
+        # What it asks for now takes the place of what it asked for before.
+        retry_after_s = float(evidence.pop("retry_after_s", 0.0))
         if evidence["outcome"] == "passed":
             break
         if policy.get("exponential_backoff", True):
             delay_s *= 2
     took_ms = round((time.monotonic() - began) * 1000, 1)
     if not attempts:
-        return {"kind": "retry", "outcome": "inconclusive", "attempts": 0, "duration_ms": took_ms}
+        refused = {"refused": "the retry budget of this process is used up"} if spent else {}
+        return {"kind": "retry", "outcome": "inconclusive", "attempts": 0, "duration_ms": took_ms, **refused}
     return {**evidence, "kind": "retry", "attempts": attempts, "duration_ms": took_ms}
 
 
