@@ -411,3 +411,32 @@ def test_what_a_client_was_given_already_counts() -> None:
 
 def replace_target(one: Directive, target: str) -> Directive:
     return one.model_copy(update={"target": target})
+
+
+# cache_clear of other kinds
+
+
+def corrupt(kind: str) -> Event:
+    cache = {"alias": "pages", "key": "catalog:42", "prefix": "", "kind": kind}
+    return error_event(("_pickle.UnpicklingError",), measurements={"cache": cache})
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [("redis", "once"), ("database", "once"), ("file", "once"), ("memory", "process")]
+)
+def test_what_is_in_each_processs_memory_each_process_clears(kind: str, scope: str) -> None:
+    found = plan("cache_clear", corrupt(kind), cache_type="any")
+    assert (found.target, found.scope, found.shared) == ("pages", scope, False)
+    listed = {} if kind != "file" else {"key": "catalog:42"}
+    assert found.values == {"pattern": "catalog:*", "graceful": True, **listed}
+
+
+def test_a_runbook_for_one_kind_of_cache_leaves_the_others_alone() -> None:
+    assert unmet("cache_clear", corrupt("memory")) == (
+        "the cache is of the kind memory, and the runbook clears redis only"
+    )
+
+
+def test_stale_entries_are_cleared_where_the_runbook_says() -> None:
+    found = plan("cache_clear", error_event(), clear_pattern="price:*", cache_alias="catalog", cache_type="memory")
+    assert (found.target, found.scope, found.values["pattern"]) == ("catalog", "process", "price:*")

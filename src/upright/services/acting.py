@@ -255,6 +255,7 @@ class Actor:
             and active is not None
             and active.version > self._event.desired_version
             and not inherited
+            and (plan.shared or active.values == plan.values)
         ):
             reason = "a change of it was already in force"
             return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)

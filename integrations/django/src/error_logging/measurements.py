@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
-from error_logging import celery, http_clients
+from error_logging import cache_kinds, celery, http_clients
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -175,7 +175,8 @@ def _cache(exc: BaseException) -> dict[str, Any] | None:
                 # By now the backend may have put its prefix and version before the application's key.
                 made = str(backend.make_key("", version=values.get("version")))
                 key = key.removeprefix(made) if made else key
-                return {"alias": alias, "key": key[:250], "prefix": str(getattr(backend, "key_prefix", ""))[:100]}
+                prefix = str(getattr(backend, "key_prefix", ""))[:100]
+                return {"alias": alias, "key": key[:250], "prefix": prefix, "kind": cache_kinds.kind(alias)}
         traceback = traceback.tb_next
     return None
 

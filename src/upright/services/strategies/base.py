@@ -55,6 +55,8 @@ class Plan:
     """The readings that the values were computed from."""
     scope: Literal["process", "once"] = "process"
     retry: RetryPolicy | None = None
+    shared: bool = True
+    """Whether a directive that is in force for the target serves as well, whatever its values."""
     why: str = ""
 
 
