@@ -11,7 +11,6 @@ from pydantic import Field
 from upright.domain.event import Event
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy, as_mapping
 
-
 LISTING = ("redis", "database", "memory")
 """Kinds of caches that can list their keys; of others only the failing key can be cleared."""
 
