@@ -62,6 +62,7 @@ EXPECTED = {
     "zlib.error": "cache-corruption",
     "lzma.LZMAError": "cache-corruption",
     "builtins.EOFError": "cache-corruption",
+    "celery.exceptions.TimeoutError": "queue-congestion",
     "builtins.ZeroDivisionError": "low-fallback",
     "builtins.KeyError": "medium-fallback",
     "builtins.OSError": "high-fallback",

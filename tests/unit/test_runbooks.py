@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
@@ -12,7 +13,10 @@ from ruamel.yaml import YAML
 
 from upright.adapters import runbook_files, runbook_schema
 from upright.errors import ConfigurationError, RunbookError
-from upright.services.strategies import STRATEGIES
+from upright.services.ports import Instance
+from upright.services.scoring import rank
+from upright.services.strategies import STRATEGIES, Fleet
+from upright.testing.events import error_event
 
 PROJECT = Path(__file__).parents[2]
 
@@ -58,11 +62,14 @@ def test_each_error_type_of_the_guide_has_its_strategies_in_the_guides_order(err
 
 @pytest.mark.parametrize("strategy", PARAMETERS)
 def test_the_guides_parameters_are_the_defaults(strategy: str) -> None:
-    assert STRATEGIES[strategy].parameters().model_dump() == PARAMETERS[strategy]
+    defaults = STRATEGIES[strategy].parameters().model_dump()
+    assert defaults == {**defaults, **PARAMETERS[strategy]}
     for runbook in runbook_files.load(PROJECT):
         for step in runbook.steps:
             if step.strategy == strategy:
-                assert step.parameters == PARAMETERS[strategy]
+                # Corruption is repaired wherever it is.
+                own = {"cache_type": "any"} if (runbook.name, strategy) == ("cache-corruption", "cache_clear") else {}
+                assert step.parameters == {**PARAMETERS[strategy], **own}
 
 
 def test_the_priors_file_holds_the_built_in_rates() -> None:
@@ -244,3 +251,42 @@ def test_the_editors_schema_knows_each_strategys_parameters() -> None:
     wrong = {"name": "mine", "steps": [{"strategy": "retry", "parameters": {"clear_pattern": "*"}}]}
     with pytest.raises(jsonschema.ValidationError, match="clear_pattern"):
         jsonschema.validate(wrong, runbook_schema.schema("runbook.json"))
+
+
+OWN = "name: mine\nsteps:\n  - strategy: custom_strategy\n    parameters: {level: 3}\n"
+DECLARED = "custom_strategies:\n  - name: custom_strategy\n    success_rate: 0.9\n    cost_s: 2\n"
+
+
+def test_a_declared_strategy_may_be_named_and_is_scored(project: Path) -> None:
+    (project / "runbooks" / "custom_strategies.yaml").write_text(DECLARED)
+    (project / "runbooks" / "mine.yaml").write_text(OWN)
+    book = runbook_files.load(project)
+    assert (book.priors["custom_strategy"].success_rate, book.priors["custom_strategy"].cost_s) == (0.9, 2)
+    capabilities = {"strategies": {"custom_strategy": {"custom": True}}}
+    process = Instance("host:1:boot", "django", 0, {}, capabilities, {}, datetime.now(UTC))
+    ranking = rank(book.runbook("mine"), error_event(), Fleet([process]), book.priors, book.strategies)
+    assert [choice.score for choice in ranking.tried] == [0.45]
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        (None, "mine.yaml:3: unknown strategy 'custom_strategy'; allowed: retry, "),
+        (DECLARED.replace("custom_s", "custum_s", 2).replace("custum_strategies", "custom_strategies"),
+         "mine.yaml:3: unknown strategy 'custom_strategy'; did you mean 'custum_strategy'?"),
+        (DECLARED + "  - name: retry\n", "custom_strategies.yaml:5: 'retry' is a strategy that ships"),
+        (DECLARED + "  - name: custom_strategy\n", "custom_strategies.yaml:5: 'custom_strategy' is declared twice"),
+        (DECLARED + "    nmae: 1\n", "custom_strategies.yaml:5: unknown key 'nmae'; did you mean 'name'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_declarations_are_told(project: Path, declared: str | None, found: str) -> None:
+    if declared is not None:
+        (project / "runbooks" / "custom_strategies.yaml").write_text(declared)
+    assert any(one.startswith(found) for one in problems(project, OWN))
+
+
+def test_a_typo_in_a_shipped_name_is_still_a_mistake(project: Path) -> None:
+    (project / "runbooks" / "custom_strategies.yaml").write_text(DECLARED)
+    (told,) = problems(project, "name: mine\nsteps:\n  - strategy: retri\n")
+    assert told.startswith("mine.yaml:3: unknown strategy 'retri'; did you mean 'retry'?")
+    assert told.endswith("custom_strategy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from upright.domain.directive import Directive
 from upright.domain.event import Event
 from upright.services.ports import Instance
-from upright.services.strategies import STRATEGIES, Fleet, Plan
+from upright.services.strategies import STRATEGIES, Custom, Fleet, Plan
 from upright.services.strategies.cache_clear import family, narrowest
 from upright.testing.events import (
     CANCELLED_FOR_TIMEOUT,
@@ -256,20 +257,35 @@ def test_the_family_holds_the_key_and_its_siblings_alone(key: str) -> None:
 def test_a_safe_request_is_repeated_by_the_caller_that_waits() -> None:
     found = plan("retry", error_event())
     assert found.retry is not None
-    assert found.retry.model_dump() == {"max_retries": 3, "retry_delay_ms": 1000, "exponential_backoff": True}
+    assert found.retry.model_dump() == {
+        "max_retries": 3,
+        "retry_delay_ms": 1000,
+        "exponential_backoff": True,
+        "retry_after_ms": 0,
+    }
     assert found.command == "retry"
 
 
 def test_the_delay_that_the_failure_asked_for_is_kept() -> None:
     found = plan("retry", error_event(measurements={"retry_after_s": 4}))
     assert found.retry is not None
-    assert found.retry.retry_delay_ms == 4000
+    assert (found.retry.retry_delay_ms, found.retry.retry_after_ms) == (4000, 4000)
+
+
+def test_a_peer_that_asks_for_more_than_a_minute_is_not_bothered() -> None:
+    asked = error_event(measurements={"retry_after_s": 120})
+    assert unmet("retry", asked) == "the peer asks to wait 120 s, longer than anybody waits here"
+
+
+def test_what_its_view_declares_repeatable_is_repeated_by_its_caller() -> None:
+    assert unmet("retry", error_event(request=page("POST"))) is None
 
 
 @pytest.mark.parametrize(
     ("request_", "waits", "reason"),
     [
-        (page("POST"), True, "this POST request must not be repeated"),
+        (page("POST", replayable=False), True, "this POST request must not be repeated"),
+        (page("POST"), False, "nobody waits, and a POST request can only be repeated by its caller"),
         (page(replayable=False), True, "this GET request must not be repeated"),
         (page(path_intact=False), False, "the path was scrubbed"),
         (page(), False, "no process of the service is connected"),
@@ -286,3 +302,141 @@ def test_where_nobody_waits_a_process_repeats_it() -> None:
 
 def test_a_scrubbed_path_does_not_hinder_the_caller_itself() -> None:
     assert unmet("retry", error_event(request=page(path_intact=False))) is None
+
+
+# queue_priority
+
+
+def awaited(waiting: int | None = 400) -> Event:
+    queues = {} if waiting is None else {"queues": {"celery": {"waiting": waiting}}}
+    return error_event(
+        ("celery.exceptions.TimeoutError",),
+        measurements={"task": {"name": "shop.price", "queue": "celery"}, **queues},
+    )
+
+
+def test_an_awaited_task_passes_the_backlog_of_its_queue() -> None:
+    found = plan("queue_priority", awaited(), boost_factor=3)
+    assert (found.target, found.scope, found.before) == ("celery:celery", "process", {"waiting": 400})
+    assert found.values == {"queue": "celery.boosted", "tasks": "shop.price", "boost_factor": 3}
+    assert found.why == "shop.price past the 400 tasks that wait in 'celery', 3 turns for one"
+
+
+def test_without_a_backlog_no_task_is_boosted() -> None:
+    assert "3 tasks wait" in (unmet("queue_priority", awaited(3)) or "")
+    assert "not known" in (unmet("queue_priority", awaited(None)) or "")
+    assert unmet("queue_priority", error_event()) == "the error does not come from waiting for a task"
+
+
+def test_an_agents_reading_of_the_queue_serves_too() -> None:
+    told = Fleet([process("host:2:boot", {"queues": {"celery": {"waiting": 50}}})], waiter_present=True)
+    assert unmet("queue_priority", awaited(None), told) is None
+
+
+def test_a_queue_that_no_process_announces_is_left_alone() -> None:
+    def announcing(*targets: str) -> Fleet:
+        capabilities = {"commands": ["apply"], "strategies": {"queue_priority": {"targets": list(targets)}}}
+        return Fleet([replace(process("host:2:boot"), capabilities=capabilities)], waiter_present=True)
+
+    assert unmet("queue_priority", awaited(), announcing("celery:celery")) is None
+    assert "can boost the queue 'celery'" in (unmet("queue_priority", awaited(), announcing("celery:mail")) or "")
+
+
+# Strategies of the application's own
+
+
+def own(announced: dict[str, Any] | None) -> Fleet:
+    capabilities = {"commands": ["apply"], "strategies": {"custom_strategy": announced} if announced else {}}
+    return Fleet([replace(process("host:2:boot"), capabilities=capabilities)], waiter_present=True)
+
+
+def test_a_custom_strategy_needs_a_process_that_announces_it() -> None:
+    custom, anything = Custom("custom_strategy"), Custom.parameters.model_validate({"level": 3})
+    assert custom.precondition(error_event(), own({"custom": True}), anything) is None
+    missing = custom.precondition(error_event(), own(None), anything)
+    assert missing is not None
+    assert "_execute_custom_strategy" in missing
+
+
+@pytest.mark.parametrize(("revertible", "scope"), [(False, "once"), (True, "process")])
+def test_a_custom_strategy_is_held_where_it_can_be_taken_back(revertible: bool, scope: str) -> None:
+    given = Custom.parameters.model_validate({"level": 3, "target": "carrier"})
+    found = Custom("custom_strategy").plan(error_event(), own({"revertible": revertible}), given)
+    assert (found.scope, found.target, found.values) == (scope, "carrier", {"level": 3})
+
+
+# timeout_increase of an HTTP client
+
+
+def slow_peer(
+    *, cause: str = "requests.exceptions.ReadTimeout", hosts: tuple[str, ...] = ("carrier.example",)
+) -> Event:
+    return error_event(
+        (cause,),
+        measurements={
+            "upstream": {"host": "carrier.example", "port": 443},
+            "http_clients": {
+                "bank": {"hosts": ["bank.example"], "timeout_ms": 100},
+                "carrier": {"hosts": list(hosts), "timeout_ms": 2000},
+            },
+        },
+    )
+
+
+@pytest.mark.parametrize("hosts", [("carrier.example",), ("carrier.example:443",)])
+def test_the_client_that_talks_to_the_slow_peer_gets_more_time(hosts: tuple[str, ...]) -> None:
+    found = plan("timeout_increase", slow_peer(hosts=hosts))
+    assert (found.target, found.values, found.before) == ("http:carrier", {"timeout_ms": 6000}, {"timeout_ms": 2000})
+    assert found.why == "read timeout of the HTTP client 'carrier' from 2000 to 6000 ms"
+    assert plan("timeout_increase", slow_peer(), new_timeout_ms=3000).values == {"timeout_ms": 3000}
+
+
+def test_a_peer_without_a_registered_client_is_left_alone() -> None:
+    assert unmet("timeout_increase", slow_peer(hosts=("carrier.example:8443",))) == (
+        "no HTTP client is registered for carrier.example:443"
+    )
+
+
+def test_a_peer_that_could_not_be_reached_needs_no_more_time() -> None:
+    assert "no statement was cancelled" in (
+        unmet("timeout_increase", slow_peer(cause="requests.exceptions.ConnectTimeout")) or ""
+    )
+
+
+def test_what_a_client_was_given_already_counts() -> None:
+    active = replace_target(directive("timeout_increase", 3, timeout_ms=6000), "http:carrier")
+    event = slow_peer().model_copy(update={"desired_version": 3})
+    assert plan("timeout_increase", event, Fleet(desired=[active])).values == {"timeout_ms": 15_000}
+
+
+def replace_target(one: Directive, target: str) -> Directive:
+    return one.model_copy(update={"target": target})
+
+
+# cache_clear of other kinds
+
+
+def corrupt(kind: str) -> Event:
+    cache = {"alias": "pages", "key": "catalog:42", "prefix": "", "kind": kind}
+    return error_event(("_pickle.UnpicklingError",), measurements={"cache": cache})
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [("redis", "once"), ("database", "once"), ("file", "once"), ("memory", "process")]
+)
+def test_what_is_in_each_processs_memory_each_process_clears(kind: str, scope: str) -> None:
+    found = plan("cache_clear", corrupt(kind), cache_type="any")
+    assert (found.target, found.scope, found.shared) == ("pages", scope, False)
+    listed = {} if kind != "file" else {"key": "catalog:42"}
+    assert found.values == {"pattern": "catalog:*", "graceful": True, **listed}
+
+
+def test_a_runbook_for_one_kind_of_cache_leaves_the_others_alone() -> None:
+    assert unmet("cache_clear", corrupt("memory")) == (
+        "the cache is of the kind memory, and the runbook clears redis only"
+    )
+
+
+def test_stale_entries_are_cleared_where_the_runbook_says() -> None:
+    found = plan("cache_clear", error_event(), clear_pattern="price:*", cache_alias="catalog", cache_type="memory")
+    assert (found.target, found.scope, found.values["pattern"]) == ("catalog", "process", "price:*")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from error_logging import client, desired_state, drain
+from error_logging import client, desired_state, drain, retry_budget
 from error_logging.testing import ScriptedService
 from upright.adapters.engines import EmbeddedPostgres, EmbeddedRedis
 
@@ -51,6 +51,7 @@ def nothing_left_behind() -> Iterator[None]:
     client.reset()
     desired_state.reset()
     drain.drainer.forget()
+    retry_budget.renew()
 
 
 @pytest.fixture

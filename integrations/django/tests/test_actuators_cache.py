@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from django.core.cache import cache, caches
+from django.core.management import call_command
 
-from error_logging import actuators, desired_state
+from error_logging import actuators, desired_state, measurements
 from error_logging.testing import directive
 
 
 @pytest.fixture(autouse=True)
-def caches_on_redis(redis_server: Any, settings: Any) -> Iterator[redis.Redis]:
+def caches_on_redis(redis_server: Any, settings: Any, tmp_path: Path) -> Iterator[redis.Redis]:
     backend = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": redis_server.url()}
     settings.CACHES = {
         "default": {**backend, "KEY_PREFIX": "site"},
         "plain": backend,
         "globs": {**backend, "KEY_PREFIX": "s*[te]?\\"},
-        "memory": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "memory": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": str(tmp_path)},
+        "files": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": str(tmp_path)},
+        "table": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cached", "KEY_PREFIX": "a_%"},
+        "other": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cached", "KEY_PREFIX": "aXX"},
+        "dummy": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
     }
     with redis.Redis.from_url(redis_server.url()) as client:
         client.flushall()
@@ -109,7 +116,7 @@ def test_no_pattern_clears_nothing(pattern: Any) -> None:
     assert cache.get("a") == 1
 
 
-@pytest.mark.parametrize("target", ["memory", "elsewhere"])
+@pytest.mark.parametrize("target", ["files", "dummy", "elsewhere"])
 def test_other_caches_are_unsupported(target: str) -> None:
     assert clear("*", target)["status"] == "unsupported"
 
@@ -132,4 +139,72 @@ def test_redis_out_of_reach_fails_and_says_so(settings: Any) -> None:
 
 
 def test_caches_that_can_be_cleared_are_announced() -> None:
-    assert actuators.targets("cache_clear") == ["default", "plain", "globs"]
+    assert actuators.targets("cache_clear") == [
+        "default", "plain", "globs", "memory", "files", "table", "other",
+    ]  # fmt: skip
+
+
+# Other kinds
+
+
+@pytest.fixture
+def table(db: None) -> None:
+    call_command("createcachetable")
+
+
+@pytest.mark.parametrize("target", ["memory", "table"])
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("catalog:*", {"catalog:1", "catalog:2", "catalog:[x]"}),
+        ("catalog:?", {"catalog:1", "catalog:2"}),
+        ("catalog:[12]", {"catalog:1", "catalog:2"}),
+        ("catalog:[^1x]", {"catalog:2"}),
+        ("catalog:[[]x]", {"catalog:[x]"}),
+        ("catalog:\\[x\\]", {"catalog:[x]"}),
+        ("[c]art", {"cart"}),
+    ],
+)
+def test_patterns_mean_the_same_in_every_cache(table: None, target: str, pattern: str, gone: set[str]) -> None:
+    kept = {"catalog:1", "catalog:2", "catalog:[x]", "cart", "catalog"}
+    for key in kept:
+        caches[target].set(key, 1)
+    told = clear(pattern, target)
+    assert (told["status"], told["before"]["keys"], told["after"]["deleted"]) == ("applied", len(gone), len(gone))
+    assert {key for key in kept if caches[target].get(key) is None} == gone
+
+
+def test_another_caches_entries_in_the_same_table_survive(table: None) -> None:
+    caches["table"].set("a", 1)
+    caches["other"].set("a", 1)
+    assert clear("*", "table")["after"] == {"keys": 0, "deleted": 1, "pattern": "*"}
+    assert (caches["table"].get("a"), caches["other"].get("a")) == (None, 1)
+
+
+def test_thousands_of_rows_go_in_batches(table: None) -> None:
+    caches["table"]._max_entries = 10_000
+    caches["table"].set_many({f"bulk:{index}": index for index in range(1200)})
+    assert clear("bulk:*", "table")["after"]["deleted"] == 1200
+
+
+def test_a_file_that_is_corrupt_goes_though_keys_can_not_be_listed() -> None:
+    files = caches["files"]
+    files.set("catalog:1", 1)
+    files.set("catalog:2", 2)
+    path = Path(files._key_to_file("catalog:1"))
+    path.write_bytes(path.read_bytes()[:-4] + b"xxxx")
+    with pytest.raises(zlib.error) as caught:
+        files.get("catalog:1")
+    told = measurements.of(caught.value)["cache"]
+    assert told == {"alias": "files", "key": "catalog:1", "prefix": "", "kind": "file"}
+    told = clear("catalog:*", "files", key="catalog:1")
+    assert (told["status"], told["after"]["deleted"]) == ("applied", 1)
+    assert (files.get("catalog:1"), files.get("catalog:2")) == (None, 2)
+
+
+def test_memory_is_cleared_in_each_process_and_ends_without_a_complaint() -> None:
+    caches["memory"].set("a", 1)
+    held = {**directive("cache_clear", "memory", pattern="a"), "scope": "process"}
+    assert desired_state.apply_one(held)["status"] == "applied"
+    assert caches["memory"].get("a") is None
+    assert [told["status"] for told in desired_state.apply_desired(9, [])] == ["reverted"]

@@ -14,14 +14,16 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from upright.domain.runbook import Runbook, SeverityTable, Step
+from upright.domain.runbook import CustomStrategies, Runbook, SeverityTable, Step
 from upright.domain.severity import Severity
 from upright.errors import ConfigurationError, RunbookError
 from upright.services.book import Book
 from upright.services.scoring import Prior, built_in_priors
-from upright.services.strategies import STRATEGIES
+from upright.services.strategies import STRATEGIES, Custom, Strategy
 
 SEVERITY_FILE = "severity.yaml"
+CUSTOM_FILE = "custom_strategies.yaml"
+"""Declares the strategies that the application brings, so that a mistyped name is still a mistake."""
 
 _MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
 """A member of an enumeration, as pydantic shows it."""
@@ -32,12 +34,14 @@ _Path = tuple[str | int, ...]
 
 def load(project: Path) -> Book:
     """The book of a project directory. Raises RunbookError with every problem found, ConfigurationError for priors."""
-    return _Reader(project / "runbooks").book(priors(project / "models" / "priors.json"))
+    reader = _Reader(project / "runbooks")
+    return reader.book(priors(project / "models" / "priors.json", reader.declared()))
 
 
-def priors(path: Path) -> dict[str, Prior]:
-    """Success rates and costs, the file's over the built-in ones. Raises ConfigurationError."""
+def priors(path: Path, declared: Mapping[str, Strategy] | None = None) -> dict[str, Prior]:
+    """Success rates and costs, the file's over the built-in and the declared ones. Raises ConfigurationError."""
     found = built_in_priors()
+    found |= {name: Prior(one.success_rate, one.cost_s) for name, one in (declared or {}).items()}
     if not path.is_file():
         return found
     try:
@@ -134,6 +138,28 @@ class _Reader:
         self._problems: list[str] = []
         self._names: dict[str, str] = {}
         self._classes: dict[str, tuple[str, str]] = {}
+        self._strategies: dict[str, Strategy] = dict(STRATEGIES)
+
+    def declared(self) -> dict[str, Strategy]:
+        """The application's own strategies, which steps may name from now on."""
+        path = self._directory / CUSTOM_FILE
+        if not path.is_file():
+            return {}
+        document = _read(path)
+        table = _validated(CustomStrategies, document) if document.data is not None else None
+        self._problems += document.problems
+        found: dict[str, Strategy] = {}
+        for index, one in enumerate(table.custom_strategies if table is not None else []):
+            where = ("custom_strategies", index, "name")
+            if one.name in STRATEGIES:
+                self._problems.append(f"{document.at(where)}: {one.name!r} is a strategy that ships")
+            elif one.name in found:
+                self._problems.append(f"{document.at(where)}: {one.name!r} is declared twice")
+            found[one.name] = Custom(
+                one.name, description=one.description, success_rate=one.success_rate, cost_s=one.cost_s
+            )
+        self._strategies |= {name: one for name, one in found.items() if name not in STRATEGIES}
+        return found
 
     def book(self, priors: Mapping[str, Prior]) -> Book:
         if not self._directory.is_dir():
@@ -142,6 +168,8 @@ class _Reader:
         severities: SeverityTable | None = None
         files = sorted(path for path in self._directory.iterdir() if path.suffix in (".yaml", ".yml"))
         for path in files:
+            if path.name == CUSTOM_FILE:
+                continue
             document = _read(path)
             if not document.problems or document.data is not None:
                 if path.name == SEVERITY_FILE:
@@ -153,11 +181,11 @@ class _Reader:
             self._problems.append(f"{self._directory / SEVERITY_FILE}:1: missing; it holds the severity tables")
         if self._problems or severities is None:
             raise RunbookError(self._problems)
-        return Book(runbooks, severities, priors)
+        return Book(runbooks, severities, priors, self._strategies)
 
     def _runbook(self, document: _Document) -> Runbook | None:
         runbook = _validated(Runbook, document)
-        _check_steps(document, ())
+        _check_steps(document, (), self._strategies)
         self._claim_name(document, ())
         if isinstance(document.data, dict):
             self._claim_classes(document, ("matches",), "runbook")
@@ -166,7 +194,7 @@ class _Reader:
     def _severities(self, document: _Document) -> SeverityTable | None:
         table = _validated(SeverityTable, document)
         for severity in Severity:
-            _check_steps(document, (severity.value, "fallback"))
+            _check_steps(document, (severity.value, "fallback"), self._strategies)
             self._claim_name(document, (severity.value, "fallback"))
             self._claim_classes(document, (severity.value, "types"), "severity")
             matches = _get(document.data, (severity.value, "fallback", "matches"))
@@ -217,18 +245,18 @@ def _validated(model: type[_Model], document: _Document) -> _Model | None:
         return None
 
 
-def _check_steps(document: _Document, where: _Path) -> None:
+def _check_steps(document: _Document, where: _Path, strategies: Mapping[str, Strategy]) -> None:
     steps = _get(document.data, (*where, "steps"))
     for index, step in enumerate(steps if isinstance(steps, list) else []):  # pyright: ignore
         at = (*where, "steps", index)
         name = _get(step, ("strategy",))
         if not isinstance(name, str):
             continue
-        if name not in STRATEGIES:
-            document.report((*at, "strategy"), f"unknown strategy {name!r}{_did_you_mean(name, STRATEGIES)}")
+        if name not in strategies:
+            document.report((*at, "strategy"), f"unknown strategy {name!r}{_did_you_mean(name, strategies)}")
             continue
         parameters = _get(step, ("parameters",))
-        model = STRATEGIES[name].parameters
+        model = strategies[name].parameters
         if isinstance(parameters, dict):
             try:
                 model.model_validate(parameters)

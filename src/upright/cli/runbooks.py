@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import psycopg
 import typer
 from rich.markup import escape
 
 from upright.adapters import runbook_files
 from upright.cli.context import Project, settings_for
 from upright.cli.output import AsJson, console, errors, print_json, table
+from upright.config import Settings
 from upright.errors import RunbookError
+from upright.services.book import Book
+from upright.services.strategies import STRATEGIES
 
 app = typer.Typer(help="List and check the runbooks of a project.", no_args_is_help=True)
 
@@ -44,7 +50,33 @@ def validate(project: Project = None, as_json: AsJson = False) -> None:
                 errors.print(escape(problem), style="red", soft_wrap=True)
         raise typer.Exit(1) from None
     count = len(list(book))
+    warnings = list(_unannounced(book, settings_for(project)))
     if as_json:
-        print_json({"valid": True, "problems": [], "runbooks": count})
+        print_json({"valid": True, "problems": [], "warnings": warnings, "runbooks": count})
     else:
+        for warning in warnings:
+            errors.print(escape(warning), style="yellow", soft_wrap=True)
         console.print(f"{count} runbooks are valid.")
+
+
+def _unannounced(book: Book, settings: Settings) -> Iterator[str]:
+    """Custom strategies that no live process of an application can carry out; silent where nobody can be asked."""
+    used = {
+        step.strategy: runbook.name for runbook in book for step in runbook.steps if step.strategy not in STRATEGIES
+    }
+    if not used or settings.database_url is None:
+        return
+    try:
+        with psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=5) as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT jsonb_object_keys(COALESCE(capabilities -> 'strategies', '{}')) FROM upright.instance"
+                " WHERE gone_at IS NULL AND seen_at > clock_timestamp() - make_interval(secs => %s)",
+                [settings.instance_ttl_s],
+            ).fetchall()
+    except psycopg.Error as error:
+        yield f"It can't be told whether custom strategies are announced: {error}"
+        return
+    announced = {str(row[0]) for row in rows}
+    for strategy, runbook in used.items():
+        if strategy not in announced:
+            yield f"{runbook}: no live process of an application announces {strategy}; its steps will be skipped"

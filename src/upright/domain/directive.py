@@ -45,6 +45,8 @@ class RetryPolicy(Message):
     max_retries: Annotated[int, Field(ge=1, le=10)] = 3
     retry_delay_ms: Annotated[int, Field(ge=0, le=60_000)] = 1000
     exponential_backoff: bool = True
+    retry_after_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """What the peer asked for: the first repetition does not come before."""
 
 
 class Email(Message):

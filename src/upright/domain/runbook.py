@@ -78,6 +78,21 @@ class Runbook(Edited):
         return self
 
 
+class CustomStrategy(Edited):
+    """A strategy that the application itself carries out."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+    description: str = ""
+    success_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Where scoring starts."""
+    cost_s: Annotated[float, Field(gt=0, le=86_400)] = 5
+    """Seconds that trying it takes, for scoring."""
+
+
+class CustomStrategies(Edited):
+    custom_strategies: list[CustomStrategy] = Field(default_factory=list[CustomStrategy])
+
+
 class SeverityClass(Edited):
     """One row of the severity tables."""
 

@@ -19,9 +19,11 @@ from upright.errors import Unavailable
 from upright.services.dependencies import Dependencies
 from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
-from upright.services.strategies import STRATEGIES, Fleet, Plan
+from upright.services.strategies import Fleet, Plan
 
 NOBODY = "no process of the service is connected"
+SAFE = ("GET", "HEAD")
+"""What a process other than the caller's may request: it has neither the body nor the headers of the request."""
 LOCK_POLL_S = 0.05
 LOCK_PATIENCE_S = 3.0
 """How long to wait for another recovery that acts on the same target."""
@@ -89,6 +91,7 @@ class Actor:
 
     def __init__(self, dependencies: Dependencies, recovery: RecoveryRecord, event: Event, runbook: Runbook) -> None:
         self._store, self._dispatch = dependencies.store, dependencies.dispatch
+        self._strategies = dependencies.book.strategies
         self._recovery, self._event, self._runbook = recovery, event, runbook
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
@@ -99,7 +102,7 @@ class Actor:
         """Raises Unavailable where trying again may help."""
         began = time.monotonic()
         self._until = began + choice.step.timeout_s * _USABLE
-        strategy = STRATEGIES[choice.strategy]
+        strategy = self._strategies[choice.strategy]
         unmet = strategy.precondition(self._event, fleet, choice.parameters)
         if unmet is not None:
             return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)
@@ -123,7 +126,7 @@ class Actor:
     async def witness(self, agent: Instance, *, within_ms: int | None = None) -> Evidence | None:
         """What another process of the service sees of the failed operation now."""
         rules, request = self._runbook.verification, self._event.request
-        replayable = request is not None and request.replayable and request.path_intact
+        replayable = request is not None and request.replayable and request.path_intact and request.method in SAFE
         kind = "replay" if rules.anonymous_replay and replayable and "replay" in _commands(agent) else "probe"
         if kind == "probe" and (not rules.probe or "probe" not in _commands(agent)):
             return None
@@ -160,7 +163,8 @@ class Actor:
         if result is not None and result.status != "too_late":
             return _with_result(acted, result)
         request = self._event.request
-        agents = fleet.able("retry") if request is not None and request.path_intact and request.replayable else []
+        repeatable = request is not None and request.path_intact and request.replayable and request.method in SAFE
+        agents = fleet.able("retry") if repeatable else []
         if not agents:
             why = "the caller's time ran out" if fleet.waiter_present else NOBODY
             return replace(acted, settled=Verdict.SKIPPED, reason=why)
@@ -251,6 +255,7 @@ class Actor:
             and active is not None
             and active.version > self._event.desired_version
             and not inherited
+            and (plan.shared or active.values == plan.values)
         ):
             reason = "a change of it was already in force"
             return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)

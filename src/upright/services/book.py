@@ -9,6 +9,7 @@ from upright.domain.runbook import Runbook, SeverityTable
 from upright.domain.severity import Severity
 from upright.errors import NotFound
 from upright.services.scoring import Prior, built_in_priors
+from upright.services.strategies import STRATEGIES, Strategy
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Book:
     """By name; those that are matched by error type, without the fallbacks."""
     severities: SeverityTable
     priors: Mapping[str, Prior] = field(default_factory=built_in_priors)
+    strategies: Mapping[str, Strategy] = field(default_factory=lambda: STRATEGIES)
+    """By name: those that ship, and the application's own that the project declares."""
     by_class: Mapping[str, str] = field(init=False)
     """Class name to the name of the runbook that lists it."""
     severity_by_class: Mapping[str, Severity] = field(init=False)

@@ -104,7 +104,8 @@ class Recovery:
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
         if left:
-            ranking = rank(self.runbook.model_copy(update={"steps": left}), self.event, self._fleet, priors)
+            runbook, strategies = self.runbook.model_copy(update={"steps": left}), self.dependencies.book.strategies
+            ranking = rank(runbook, self.event, self._fleet, priors, strategies)
         else:
             ranking = Ranking([], [], self.runbook.order)
         self.ranking = ranking

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook, Step
-from upright.services.strategies import STRATEGIES, Fleet
+from upright.services.strategies import STRATEGIES, Fleet, Strategy
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,17 @@ def reason(choice: Choice) -> str:
     return f"{choice.success_rate:.0%} expected at {choice.cost_s:g} s: {choice.score:.3f} a second"
 
 
-def rank(runbook: Runbook, event: Event, fleet: Fleet, priors: Mapping[str, Prior]) -> Ranking:
+def rank(
+    runbook: Runbook,
+    event: Event,
+    fleet: Fleet,
+    priors: Mapping[str, Prior],
+    strategies: Mapping[str, Strategy] = STRATEGIES,
+) -> Ranking:
     """Weigh every step. Preconditions come first: what can't help is not ordered, however well it would score."""
     choices: list[Choice] = []
     for step in runbook.steps:
-        strategy, prior = STRATEGIES[step.strategy], priors[step.strategy]
+        strategy, prior = strategies[step.strategy], priors[step.strategy]
         parameters = strategy.parameters.model_validate(step.parameters)
         unmet = strategy.precondition(event, fleet, parameters)
         choices.append(Choice(step, parameters, prior.success_rate, prior.cost_s, unmet))

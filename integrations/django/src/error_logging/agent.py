@@ -19,9 +19,11 @@ from django.db import connections
 
 from error_logging import (
     actuators,
+    celery,
     client,
     desired_state,
     exchange,
+    execution,
     mail,
     measurements,
     probes,
@@ -94,11 +96,16 @@ class Agent:
 
     def _request(self, told: list[Told], results: list[Told], received: list[str]) -> dict[str, Any]:
         conf = current()
-        strategies = {
+        strategies: dict[str, dict[str, Any]] = {
             name: {"targets": targets, "limits": {key: list(pair) for key, pair in conf.limits.get(name, {}).items()}}
             for name in actuators.REGISTRY
             if (conf.allowed_strategies is None or name in conf.allowed_strategies)
             and (targets := actuators.targets(name))
+        }
+        strategies |= {
+            name: {"targets": [""], "custom": True, "revertible": revertible}
+            for name, revertible in execution.custom().items()
+            if conf.allowed_strategies is None or name in conf.allowed_strategies
         }
         return {
             "schema_version": 1,
@@ -161,6 +168,7 @@ class Agent:
         return {**result, "duration_ms": round((time.monotonic() - began) * 1000, 1)}
 
     def _measure(self) -> None:
+        celery.watch()
         if time.monotonic() - self._measured_at > MEASURE_EVERY_S:
             self._measured_at = time.monotonic()
             self._beside(measurements.read_databases, READ_WAIT_S)
@@ -190,7 +198,7 @@ class Agent:
 def _do(command: Mapping[str, Any], deadline: float) -> Told:
     kind = command["kind"]
     if kind == "apply":
-        told = [desired_state.apply_one(one) for one in command.get("directives") or []]
+        told = [desired_state.apply_one(one, deadline) for one in command.get("directives") or []]
         return {"acknowledgements": told}
     if kind == "send_email":
         try:
@@ -210,9 +218,10 @@ def _do(command: Mapping[str, Any], deadline: float) -> Told:
         return {"status": "unsupported", "reason": "there is no request to repeat"}
     if kind == "replay":
         return {"evidence": replay.anonymous(detail, types)}
-    return {
-        "evidence": exchange.retry_now(command.get("retry") or {}, deadline, lambda: replay.anonymous(detail, types))
-    }
+    evidence = exchange.retry_now(command.get("retry") or {}, deadline, lambda: replay.anonymous(detail, types))
+    if evidence.get("refused"):
+        return {"status": "refused", "reason": evidence["refused"]}
+    return {"evidence": evidence}
 
 
 _process: tuple[int, Agent] | None = None

@@ -27,7 +27,7 @@ _TAG = "upright"
 
 
 def register() -> None:
-    for check in (check_settings, check_service, check_middleware, check_spool, check_recipients):
+    for check in (check_settings, check_service, check_middleware, check_spool, check_recipients, check_executor):
         checks.register(check, _TAG)
 
 
@@ -121,6 +121,41 @@ def check_spool(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Ite
             hint="Set UPRIGHT_SPOOL_DIR to a directory that belongs to the user of the server.",
             id="upright.E006",
         )
+
+
+def check_executor(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    """The application's own strategies are declared, and can be carried out."""
+    name = conf.read()[0].executor
+    if name is None:
+        return
+    from error_logging import execution
+    from error_logging.ai_error_recovery import RecoveryStrategy
+
+    try:
+        executor = execution.load(name)
+    except Exception as error:
+        yield Error(
+            f"UPRIGHT_EXECUTOR {name!r} can't be used: {error}.",
+            hint="Name a subclass of error_logging.ai_error_recovery.AutoRecoveryExecutor.",
+            id="upright.E007",
+        )
+        return
+    declared, shipped = RecoveryStrategy.declared(), set(RecoveryStrategy.names())
+    for strategy in sorted(declared - shipped):
+        if not callable(getattr(executor, f"_execute_{strategy}", None)):
+            yield Warning(
+                f"The strategy {strategy!r} is declared, and {name} has no _execute_{strategy}.",
+                hint=f"Add _execute_{strategy}(self, action), or take the name out of its RecoveryStrategy.",
+                id="upright.W006",
+            )
+    for method in dir(executor):
+        strategy = method.removeprefix("_execute_")
+        if strategy != method and strategy not in declared:
+            yield Warning(
+                f"{name} has {method}, and no RecoveryStrategy declares {strategy!r}.",
+                hint=f'Declare it: class MyStrategy(RecoveryStrategy): {strategy.upper()} = "{strategy}"',
+                id="upright.W007",
+            )
 
 
 def check_recipients(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:

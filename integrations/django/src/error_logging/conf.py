@@ -30,6 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 SHIPPED_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "pool_increase": {"max_size": (1, 50)},
     "timeout_increase": {"timeout_ms": (1, 60_000)},
+    "queue_priority": {"boost_factor": (1, 10)},
 }
 
 
@@ -57,6 +58,8 @@ class Conf:
     scrub_keys: tuple[str, ...] = ()
     scrub_patterns: tuple[re.Pattern[str], ...] = ()
     databases: tuple[str, ...] = ("default",)
+    executor: str | None = None
+    """Dotted path of the application's subclass of AutoRecoveryExecutor."""
     agent: bool = True
     recovery_timeout_ms: int = 5000
     alert_recipients: tuple[str, ...] = ()
@@ -203,6 +206,12 @@ def _name(value: object) -> str:
     return value
 
 
+def _dotted(value: object) -> str:
+    if not isinstance(value, str) or not all(part.isidentifier() for part in value.split(".")) or "." not in value:
+        raise _Wrong("must be the dotted path of a class, such as 'shop.recovery.Executor'")
+    return value
+
+
 def _path(value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
         raise _Wrong("must be the path of a directory")
@@ -302,6 +311,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UPRIGHT_SCRUB_KEYS": ("scrub_keys", _strings),
     "UPRIGHT_SCRUB_PATTERNS": ("scrub_patterns", _patterns),
     "UPRIGHT_DATABASES": ("databases", _databases),
+    "UPRIGHT_EXECUTOR": ("executor", _dotted),
     "UPRIGHT_AGENT": ("agent", _boolean),
     "ERROR_RECOVERY_TIMEOUT": ("recovery_timeout_ms", _integer(0, 60_000)),
     "ERROR_ALERT_RECIPIENTS": ("alert_recipients", _strings),

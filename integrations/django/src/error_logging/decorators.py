@@ -27,10 +27,21 @@ View = TypeVar("View", bound=Callable[..., Any])
 def ai_error_handler(view: View) -> View: ...
 @overload
 def ai_error_handler(
-    *, replay: bool = True, serve_recovered: bool = False, service: str | None = None
+    *,
+    replay: bool = True,
+    serve_recovered: bool = False,
+    idempotent: bool = False,
+    idempotency_key: str | None = None,
+    service: str | None = None,
 ) -> Callable[[View], View]: ...
 def ai_error_handler(
-    view: Any = None, *, replay: bool = True, serve_recovered: bool = False, service: str | None = None
+    view: Any = None,
+    *,
+    replay: bool = True,
+    serve_recovered: bool = False,
+    idempotent: bool = False,
+    idempotency_key: str | None = None,
+    service: str | None = None,
 ) -> Any:
     """Recover errors of this view, with or without the middleware. For function views, synchronous or not, and for
     classes through `method_decorator(ai_error_handler, name="dispatch")`.
@@ -38,6 +49,9 @@ def ai_error_handler(
     Args:
         replay: whether a failed GET or HEAD of it may be done again, as evidence
         serve_recovered: whether the user gets the response of a replay that worked, marked by `X-Upright-Recovered`
+        idempotent: whether a failed PUT or DELETE of it may be done again too. The caller gets what came of it
+        idempotency_key: name of the header by which the view knows a repetition, such as `Idempotency-Key`: a failed
+            request of any method that carries it may be done again. The caller gets what came of it
         service: name of the service, where it is not UPRIGHT_SERVICE
     """
 
@@ -69,6 +83,10 @@ def ai_error_handler(
         # these, and what a view opted out of must stay so.
         if not replay:
             wrapper.upright_replay = False
+        if idempotent:
+            wrapper.upright_idempotent = True
+        if idempotency_key:
+            wrapper.upright_idempotency_key = idempotency_key
         if serve_recovered:
             wrapper.upright_serve_recovered = True
         return wrapper

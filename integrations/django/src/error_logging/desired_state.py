@@ -10,6 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,7 @@ class _State:
         self.newest = 0
         """Of the newest directive, which a waiter's command may have brought before the list did."""
         self.held: dict[tuple[str, str], _Held] = {}
-        self.done: dict[str, Acknowledgement] = {}
+        self.done: dict[str, Future[Acknowledgement]] = {}
         self.reverted: list[Acknowledgement] = []
         self.changed = threading.Condition(threading.RLock())
         self.clock: threading.Thread | None = None
@@ -65,13 +67,23 @@ def held() -> list[Directive]:
         return [one.directive for one in _state.held.values()]
 
 
-def apply_one(directive: Directive) -> Acknowledgement:
-    """Apply a directive that came in a command. Brought twice, it is done once."""
+def apply_one(directive: Directive, deadline: float | None = None) -> Acknowledgement:
+    """Apply a directive that came in a command. Brought twice, it is done once. `deadline` is on time.monotonic():
+    whoever has none left does not wait for what another thread applies."""
+    left_s = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+    if directive.get("scope") == "once":
+        told = _once(directive, deadline)
+    elif _state.changed.acquire(timeout=left_s):
+        try:
+            told = _apply(directive, deadline)
+        finally:
+            _state.changed.release()
+    else:
+        return _not_in_time(directive)
     with _state.changed:
-        told = _apply(directive)
         if told["status"] == "applied":
             _state.newest = max(_state.newest, _version(directive))
-        return told
+    return told
 
 
 def apply_desired(at: int, directives: Iterable[Directive]) -> list[Acknowledgement]:
@@ -103,21 +115,42 @@ def reset() -> None:
         _state.reverted.clear()
 
 
-def _apply(directive: Directive) -> Acknowledgement:
-    if directive.get("scope") == "once":
-        identity = str(directive.get("id"))
-        if identity not in _state.done:
+def _once(directive: Directive, deadline: float | None) -> Acknowledgement:
+    """Carried out by the first thread that brings it, without holding up what others apply."""
+    identity, ended = str(directive.get("id")), Future[Acknowledgement]()
+    with _state.changed:
+        known = _state.done.get(identity)
+        if known is None:
             while len(_state.done) >= REMEMBERED:
                 _state.done.pop(next(iter(_state.done)))
-            _state.done[identity] = actuators.acknowledgement(directive)
-        return _state.done[identity]
+            _state.done[identity] = ended
+    if known is None:
+        ended.set_result(actuators.acknowledgement(directive, deadline=deadline))
+        return ended.result()
+    try:
+        return known.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except NotInTime:
+        return _not_in_time(directive)
+
+
+def _not_in_time(directive: Directive) -> Acknowledgement:
+    return {
+        "directive_id": directive.get("id"), "version": directive.get("version", 1), "status": "failed",
+        "reason": "something else is still being applied in this process", "before": {}, "after": {},
+        "duration_ms": 0.0,
+    }  # fmt: skip
+
+
+def _apply(directive: Directive, deadline: float | None = None) -> Acknowledgement:
+    if directive.get("scope") == "once":
+        return _once(directive, deadline)
     key = _key(directive)
     expires_at = time.monotonic() + float(directive.get("ttl_s") or 0)
     known = _state.held.get(key)
     if known is not None and known.directive.get("version") == directive.get("version"):
         known.expires_at = min(known.expires_at, expires_at)
         return known.acknowledgement
-    told = actuators.acknowledgement(directive)
+    told = actuators.acknowledgement(directive, deadline=deadline)
     if told["status"] == "applied":
         _state.held[key] = _Held(directive, expires_at, told)
         _wind_clock()

@@ -21,7 +21,7 @@ from uuid import uuid4
 from django.conf import settings
 from django.http import HttpRequest
 
-from error_logging import classification, counters, process, scrubbing
+from error_logging import classification, counters, process, replay, scrubbing
 from error_logging.conf import NAME, current
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def describe(request: HttpRequest) -> dict[str, Any]:
     described: Any = view_class or view
     path, intact = scrubbing.path(request.get_full_path(), match.kwargs if match is not None else None)
     method = request.method or "GET"
-    opted_out = any(getattr(of, "upright_replay", True) is False for of in (view, view_class) if of is not None)
     return {
         "method": method,
         "route": (match.route if match is not None else "")[:500],
@@ -132,7 +131,7 @@ def describe(request: HttpRequest) -> dict[str, Any]:
         "view": f"{described.__module__}.{getattr(described, '__qualname__', type(described).__name__)}"
         if described
         else "",
-        "replayable": method in ("GET", "HEAD") and view is not None and not opted_out and current().replay,
+        "replayable": replay.allowed(request),
         "path_intact": intact,
     }
 

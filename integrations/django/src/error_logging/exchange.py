@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from error_logging import client, desired_state, process
+from error_logging import client, desired_state, process, retry_budget
 from error_logging.conf import current
 from error_logging.record import Record
 from error_logging.recording import local_report
@@ -44,6 +44,8 @@ class Post:
 @dataclass(frozen=True)
 class Apply:
     directive: dict[str, Any]
+    deadline: float
+    """On time.monotonic()."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _carry_out(
         before = (yield Probe()) if abilities.probe and not abilities.replay and command.get("verify", True) else None
         acknowledgements: list[dict[str, Any]] = []
         for directive in command.get("directives") or []:
-            acknowledgements.append((yield Apply(directive)))
+            acknowledgements.append((yield Apply(directive, deadline)))
         result["acknowledgements"] = acknowledgements
         applied = all(one["status"] == "applied" for one in acknowledgements)
         if applied and command.get("verify", True):
@@ -160,13 +162,15 @@ def _carry_out(
     elif kind == "replay":
         # What repaired another's error may not have reached this process yet.
         for directive in command.get("directives") or []:
-            result["acknowledgements"].append((yield Apply(directive)))
+            result["acknowledgements"].append((yield Apply(directive, deadline)))
         result["evidence"] = yield Replay()
     elif kind == "probe":
         result["evidence"] = yield Probe()
     elif kind == "retry":
         result["evidence"] = yield from _retry(command.get("retry") or {}, deadline, retry_after_s)
-        if result["evidence"]["attempts"] == 0:
+        if result["evidence"].get("refused"):
+            result |= {"status": "refused", "reason": result["evidence"]["refused"], "evidence": None}
+        elif result["evidence"]["attempts"] == 0:
             result |= {"status": "too_late", "reason": "the first retry would come after the caller's time is up"}
             result["evidence"] = None
     result["duration_ms"] = round((time.monotonic() - began) * 1000, 1)
@@ -187,24 +191,31 @@ def _evidence(abilities: Abilities, before: Evidence | None) -> Generator[Step, 
 def _retry(policy: dict[str, Any], deadline: float, retry_after_s: float) -> Generator[Step, Any, Evidence]:
     """Replays with exponential backoff. Jitter takes up to half of a delay off, so that callers don't come back
     together."""
-    retries = int(policy.get("max_retries", 3))
+    retries, spent = int(policy.get("max_retries", 3)), False
+    retry_after_s = max(retry_after_s, float(policy.get("retry_after_ms") or 0) / 1000)
     delay_s = float(policy.get("retry_delay_ms", 1000)) / 1000
     attempts, evidence = 0, Evidence()
     began = time.monotonic()
     for _ in range(retries):
-        pause_s = max(delay_s * random.uniform(0.5, 1.0), retry_after_s if attempts == 0 else 0.0)  # noqa: S311
+        pause_s = max(delay_s * random.uniform(0.5, 1.0), retry_after_s)  # noqa: S311
         if time.monotonic() + pause_s >= deadline:
             break
         yield Sleep(pause_s)
+        if not retry_budget.budget.take():
+            spent = True
+            break
         evidence = yield Replay()
         attempts += 1
+        # What it asks for now takes the place of what it asked for before.
+        retry_after_s = float(evidence.pop("retry_after_s", 0.0))
         if evidence["outcome"] == "passed":
             break
         if policy.get("exponential_backoff", True):
             delay_s *= 2
     took_ms = round((time.monotonic() - began) * 1000, 1)
     if not attempts:
-        return {"kind": "retry", "outcome": "inconclusive", "attempts": 0, "duration_ms": took_ms}
+        refused = {"refused": "the retry budget of this process is used up"} if spent else {}
+        return {"kind": "retry", "outcome": "inconclusive", "attempts": 0, "duration_ms": took_ms, **refused}
     return {**evidence, "kind": "retry", "attempts": attempts, "duration_ms": took_ms}
 
 
@@ -291,7 +302,7 @@ def _do(step: Step, probe: Callable[[], Evidence] | None) -> Any:
             step.path, step.body, delivery_id=step.delivery_id, wait_ms=step.wait_ms, timeout_s=step.timeout_s
         )
     if isinstance(step, Apply):
-        return desired_state.apply_one(step.directive)
+        return desired_state.apply_one(step.directive, step.deadline)
     return probe() if probe is not None else None
 
 

@@ -79,6 +79,8 @@ def serves_recovered(request: HttpRequest) -> bool:
     """Whether the user gets the real response, if a replay brings one: worth waiting for, also for a browser."""
     match = request.resolver_match
     wanted = match is not None and bool(getattr(match.func, "upright_serve_recovered", False))
+    # What is not safe has been done then, and who is told otherwise does it once more.
+    wanted = wanted or request.method not in replay.SAFE_METHODS
     return wanted and not (settings.DEBUG or settings.DEBUG_PROPAGATE_EXCEPTIONS) and replay.allowed(request)
 
 
@@ -193,7 +195,8 @@ def respond(
     """The guide's JSON; or the real response, where a replay recovered it and the view has opted in. None where Django
     is to answer."""
     report = answer["recovery"]
-    if replayed is not None and report.get("success") and serves_recovered(request):
+    known = bool(report.get("success")) or request.method not in replay.SAFE_METHODS
+    if replayed is not None and known and serves_recovered(request):
         logger.warning("%s recovered: %s", request.path, record.error_id, exc_info=exc, extra={"request": request})
         replay.keep_session(request)
         replayed.headers[RECOVERED_HEADER] = record.error_id

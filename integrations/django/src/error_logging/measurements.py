@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
+from error_logging import cache_kinds, celery, http_clients
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -19,6 +22,7 @@ logger = logging.getLogger("error_logging")
 
 CANCELLED = {"57014": "statement_timeout", "55P03": "lock_timeout"}
 CONNECT_TIMEOUT_S = 2
+LONGEST_RETRY_AFTER_S = 3600.0
 _CACHE_MODULES = ("django.core.cache.backends.", "django_redis.", "django_valkey.")
 _POOL_KEYS = {
     "pool_min": "min",
@@ -41,6 +45,7 @@ def of(exc: BaseException) -> dict[str, Any]:
     chain = list(chain_of(exc))
     for name, read in (
         ("cache", _cache), ("query_cancelled", _cancelled), ("upstream", _upstream), ("retry_after_s", _retry_after),
+        ("task", celery.task_of),
     ):  # fmt: skip
         value = next((value for one in chain if (value := _safely(read, one)) is not None), None)
         if value is not None:
@@ -56,6 +61,10 @@ def of_process() -> dict[str, Any]:
         found["pools"] = pools
     if _databases:
         found["databases"] = dict(_databases)
+    if queues := celery.readings():
+        found["queues"] = queues
+    if clients := http_clients.readings():
+        found["http_clients"] = clients
     return found
 
 
@@ -166,7 +175,8 @@ def _cache(exc: BaseException) -> dict[str, Any] | None:
                 # By now the backend may have put its prefix and version before the application's key.
                 made = str(backend.make_key("", version=values.get("version")))
                 key = key.removeprefix(made) if made else key
-                return {"alias": alias, "key": key[:250], "prefix": str(getattr(backend, "key_prefix", ""))[:100]}
+                prefix = str(getattr(backend, "key_prefix", ""))[:100]
+                return {"alias": alias, "key": key[:250], "prefix": prefix, "kind": cache_kinds.kind(alias)}
         traceback = traceback.tb_next
     return None
 
@@ -212,8 +222,30 @@ def _addresses(exc: BaseException) -> Iterator[str]:
 
 def _retry_after(exc: BaseException) -> float | None:
     headers: Any = getattr(getattr(exc, "response", None), "headers", None)
+    if headers is None:
+        headers = getattr(exc, "headers", None)  # urllib.error.HTTPError
     value = headers.get("retry-after") if hasattr(headers, "get") else None
-    return min(float(value), 3600.0) if isinstance(value, str) and value.isdigit() else None
+    if not isinstance(value, str):
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), LONGEST_RETRY_AFTER_S)
+    # A date is meant on the peer's own clock, which its `Date` tells.
+    until, now = _date(value), _date(headers.get("date")) or datetime.now(UTC)
+    return None if until is None else min(max(0.0, (until - now).total_seconds()), LONGEST_RETRY_AFTER_S)
+
+
+def retry_after(exc: BaseException) -> float | None:
+    """Seconds that the peer asks to wait, by the exception or one of its causes."""
+    return next((value for one in chain_of(exc) if (value := _safely(_retry_after, one)) is not None), None)
+
+
+def _date(text: object) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return found if found is None or found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _safely(read: Any, exc: BaseException) -> Any:

@@ -14,7 +14,7 @@ from django.core.signals import got_request_exception
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponse, HttpResponseBase
 
-from error_logging import actuators, agent, handling, recording
+from error_logging import actuators, agent, handling, recording, retry_budget
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -41,6 +41,7 @@ class AIErrorRecoveryMiddleware:
         _guarded(agent.start)
 
     def __call__(self, request: HttpRequest) -> Any:
+        retry_budget.budget.requests += 1
         if self.is_async:
             return self._acall(request)
         request.__dict__["_upright_began"] = time.monotonic()

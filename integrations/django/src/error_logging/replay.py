@@ -18,20 +18,25 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, Resolver404, resolve
 
-from error_logging import actuators, classification
+from error_logging import actuators, classification, measurements
 from error_logging.conf import current
 
 logger = logging.getLogger("error_logging")
 
 Evidence = dict[str, Any]
 SAFE_METHODS = ("GET", "HEAD")
+IDEMPOTENT_METHODS = ("PUT", "DELETE")
+"""Where a view may declare that it is; a POST or PATCH needs a key that tells a repetition from a new request."""
 NOT_ERRORS = (Http404, PermissionDenied, SuspiciousOperation, BadRequest)
 
 
 def allowed(request: HttpRequest) -> bool:
-    """Whether this request may be done again: it is safe, its view is known and has not opted out."""
+    """Whether this request may be done again: its view is known and has not opted out; and it is safe, or the view has
+    declared it idempotent, or it carries the idempotency key that the view declares."""
     match = request.resolver_match
-    return current().replay and request.method in SAFE_METHODS and match is not None and not _opted_out(match.func)
+    if not current().replay or match is None or _opted_out(match.func):
+        return False
+    return request.method in SAFE_METHODS or (_idempotent(request, match.func) and _body_kept(request))
 
 
 def replaying(failed: HttpRequest) -> bool:
@@ -122,6 +127,33 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     return _evidence("passed" if 200 <= status < 300 else "inconclusive", f"answered {status}", status)
 
 
+def _idempotent(request: HttpRequest, view: Any) -> bool:
+    if request.method in IDEMPOTENT_METHODS and _declared(view, "upright_idempotent"):
+        return True
+    header = _declared(view, "upright_idempotency_key")
+    return bool(header) and bool(request.headers.get(str(header), "").strip())
+
+
+def _declared(view: Any, name: str) -> Any:
+    return getattr(view, name, None) or getattr(getattr(view, "view_class", None), name, None)
+
+
+def _body_kept(request: HttpRequest) -> bool:
+    """Whether the view can read the body a second time."""
+    state = request.__dict__
+    if not getattr(request, "_read_started", False) or "_body" in state:
+        return True
+    # A form with files is read once, into these. They are empty where somebody else has read it.
+    return request.content_type == "multipart/form-data" and bool(state.get("_post") or state.get("_files"))
+
+
+def _rewind(request: HttpRequest) -> None:
+    files: Any = request.__dict__.get("_files")
+    for _, uploaded in files.lists() if files else ():
+        for file in uploaded:
+            file.seek(0)
+
+
 def _opted_out(view: Any) -> bool:
     return any(getattr(of, "upright_replay", True) is False for of in (view, getattr(view, "view_class", None)))
 
@@ -146,7 +178,9 @@ def _rendered(response: Any) -> HttpResponseBase:
 def _of_exception(error: Exception) -> Evidence:
     if isinstance(error, NOT_ERRORS):
         return _evidence("inconclusive", f"{type(error).__name__} was raised")
-    return _evidence("failed", f"{type(error).__name__} was raised again")
+    asked_for_s = measurements.retry_after(error)
+    evidence = _evidence("failed", f"{type(error).__name__} was raised again")
+    return evidence if asked_for_s is None else {**evidence, "retry_after_s": asked_for_s}
 
 
 def _of_response(response: HttpResponseBase) -> Evidence:
@@ -194,6 +228,7 @@ class _Attempt:
         self._key = getattr(self._session, "session_key", None)
         self._before = _left_by(failed)
         failed.__dict__["_upright_replaying"] = True
+        _rewind(failed)
         for name, attributes in _FRESH:
             holder: Any = getattr(failed, name, None)
             for attribute, fresh in attributes:

@@ -7,19 +7,20 @@ from types import MappingProxyType
 
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy
 from upright.services.strategies.cache_clear import CacheClear
+from upright.services.strategies.custom import Custom
 from upright.services.strategies.not_available import (
     CircuitBreak,
     Fallback,
-    QueuePriority,
     RequestThrottle,
     ResourceScale,
     ServiceRestart,
 )
 from upright.services.strategies.pool_increase import PoolIncrease
+from upright.services.strategies.queue_priority import QueuePriority
 from upright.services.strategies.retry import Retry
 from upright.services.strategies.timeout_increase import TimeoutIncrease
 
-__all__ = ["STRATEGIES", "Fleet", "Parameters", "Plan", "Strategy", "title"]
+__all__ = ["STRATEGIES", "Custom", "Fleet", "Parameters", "Plan", "Strategy", "title"]
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {

@@ -55,6 +55,8 @@ class Plan:
     """The readings that the values were computed from."""
     scope: Literal["process", "once"] = "process"
     retry: RetryPolicy | None = None
+    shared: bool = True
+    """Whether a directive that is in force for the target serves as well, whatever its values."""
     why: str = ""
 
 
@@ -102,3 +104,16 @@ def reading(event: Event, fleet: Fleet, kind: str, alias: str) -> dict[str, Any]
         if found:
             return found
     return {}
+
+
+def announced_targets(fleet: Fleet, strategy: str) -> set[str] | None:
+    """What the service's processes can act on by a strategy; None where no process has said what it can do."""
+    announced = [as_mapping(one.capabilities.get("strategies")) for one in fleet.instances]
+    if not any(announced):
+        return None
+    return {
+        target
+        for one in announced
+        for target in as_list(as_mapping(one.get(strategy)).get("targets"), default="")
+        if target
+    }

@@ -11,9 +11,15 @@ from pydantic import Field
 from upright.domain.event import Event
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy, as_mapping
 
+LISTING = ("redis", "database", "memory")
+"""Kinds of caches that can list their keys; of others only the failing key can be cleared."""
+
 
 class CacheClearParameters(Parameters):
-    cache_type: Literal["redis"] = "redis"
+    cache_type: Literal["redis", "database", "memory", "file", "any"] = "redis"
+    """Of which kind the cache must be, where its kind is known."""
+    cache_alias: Annotated[str, Field(min_length=0, max_length=100)] = ""
+    """The cache that holds stale entries, where the error itself names none."""
     clear_pattern: Annotated[str, Field(min_length=1, max_length=500)] = "*"
     """What may be cleared at most: a glob over the application's own keys."""
     graceful: bool = True
@@ -26,7 +32,9 @@ class CacheClear(Strategy):
     parameters = CacheClearParameters
 
     def precondition(self, event: Event, fleet: Fleet, parameters: CacheClearParameters) -> str | None:
-        key = _failing_key(event)
+        key, kind = _failing_key(event), _kind(event)
+        if kind and parameters.cache_type not in ("any", kind):
+            return f"the cache is of the kind {kind}, and the runbook clears {parameters.cache_type} only"
         if key is None:
             if parameters.clear_pattern.strip("*") == "":
                 return "no cache key is known to have failed, and clearing everything on a guess makes things worse"
@@ -39,15 +47,25 @@ class CacheClear(Strategy):
         key = _failing_key(event)
         pattern = parameters.clear_pattern if key is None else narrowest(key, parameters.clear_pattern)
         cache = as_mapping(event.measurements.get("cache"))
-        alias = str(cache.get("alias") or "default")
+        alias = str(cache.get("alias") or parameters.cache_alias or "default")
+        # What is in a process's own memory, each process must clear.
+        in_memory = (_kind(event) or parameters.cache_type) == "memory"
+        values: dict[str, object] = {"pattern": pattern, "graceful": parameters.graceful}
+        if key is not None and _kind(event) not in ("", *LISTING):
+            values["key"] = key
         return Plan(
             command="apply",
             target=alias,
-            values={"pattern": pattern, "graceful": parameters.graceful},
+            values=values,
             before={} if key is None else {"failing_key": key},
-            scope="once",
+            scope="process" if in_memory else "once",
+            shared=False,
             why=f"keys {pattern!r} of cache {alias!r}",
         )
+
+
+def _kind(event: Event) -> str:
+    return str(as_mapping(event.measurements.get("cache")).get("kind") or "")
 
 
 def _failing_key(event: Event) -> str | None:

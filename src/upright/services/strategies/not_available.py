@@ -63,22 +63,6 @@ class Fallback(NotAvailable):
     parameters = FallbackParameters
 
 
-Priority = Literal["low", "normal", "high"]
-
-
-class QueuePriorityParameters(Parameters):
-    current_priority: Priority = "normal"
-    new_priority: Priority = "high"
-    boost_factor: Annotated[float, Field(ge=1, le=10)] = 2
-
-
-class QueuePriority(NotAvailable):
-    name = "queue_priority"
-    success_rate = 0.70
-    cost_s = 4
-    parameters = QueuePriorityParameters
-
-
 class RequestThrottleParameters(Parameters):
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     burst_size: Annotated[int, Field(ge=1, le=100_000)] = 10

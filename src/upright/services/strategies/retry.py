@@ -11,6 +11,7 @@ from upright.domain.event import Event
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy, as_number
 
 LONGEST_DELAY_MS = 60_000
+SAFE_METHODS = ("GET", "HEAD")
 
 
 class RetryParameters(Parameters):
@@ -32,10 +33,15 @@ class Retry(Strategy):
             return (
                 None if waiter_can else "no request to repeat, and no caller waits that could repeat its own operation"
             )
-        if request.method not in ("GET", "HEAD") or not request.replayable:
+        if not request.replayable:
             return f"this {request.method} request must not be repeated"
+        asked_for_s = as_number(event.measurements.get("retry_after_s"))
+        if asked_for_s is not None and asked_for_s * 1000 > LONGEST_DELAY_MS:
+            return f"the peer asks to wait {asked_for_s:g} s, longer than anybody waits here"
         if waiter_can:
             return None
+        if request.method not in SAFE_METHODS:
+            return f"nobody waits, and a {request.method} request can only be repeated by its caller"
         if not request.path_intact:
             return "nobody waits, and the path was scrubbed, so it can't be requested again"
         return None if fleet.able("retry") else "nobody waits, and no process of the service is connected"
@@ -49,6 +55,7 @@ class Retry(Strategy):
             max_retries=parameters.max_retries,
             retry_delay_ms=delay_ms,
             exponential_backoff=parameters.exponential_backoff,
+            retry_after_ms=round((asked_for_s or 0) * 1000),
         )
         return Plan(
             command="retry",

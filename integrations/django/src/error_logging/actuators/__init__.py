@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from error_logging import measurements
-from error_logging.actuators import cache, pool, timeout
+from error_logging import http_clients, measurements
+from error_logging.actuators import cache, pool, queue, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
 
@@ -28,6 +28,7 @@ REGISTRY: Mapping[str, Actuator] = {
     "pool_increase": pool.PoolIncrease(),
     "timeout_increase": timeout.TimeoutIncrease(),
     "cache_clear": cache.CacheClear(),
+    "queue_priority": queue.QueuePriority(),
 }
 
 
@@ -49,7 +50,10 @@ def targets(strategy: str) -> list[str]:
         return [alias for alias in settings.CACHES if cache.supported(alias)]
     if strategy == "pool_increase":
         return [alias for alias in current().databases if pool.configured(alias)]
-    return [alias for alias in current().databases if timeout.supported(alias)]
+    if strategy == "queue_priority":
+        return queue.targets()
+    clients = [f"{http_clients.PREFIX}{name}" for name in tuple(http_clients.registered)]
+    return [*(alias for alias in current().databases if timeout.supported(alias)), *clients]
 
 
 def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
@@ -66,30 +70,50 @@ def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def acknowledgement(directive: Mapping[str, Any], *, revert: bool = False) -> dict[str, Any]:
-    """Apply or revert a directive, and say what came of it. Never raises."""
+def carry_out(action: Mapping[str, Any], *, revert: bool = False) -> dict[str, Any]:
+    """One of the strategies that ship, as an executor tells of it. Raises NotSupported, and what an actuator raises."""
+    strategy, target = str(action.get("strategy")), str(action.get("target"))
+    values: Mapping[str, Any] = action.get("values") or {}
+    actuator = REGISTRY.get(strategy)
+    if actuator is None:
+        raise NotSupported(f"this application has no {strategy}")
+    refused = None if revert else refusal(strategy, values)
+    if refused is not None:
+        return {"success": False, "message": refused}
+    change = actuator.revert(target) if revert else actuator.apply(target, values)
+    return {"success": True, "message": change.note, "before": change.before, "after": change.after}
+
+
+def acknowledgement(
+    directive: Mapping[str, Any], *, revert: bool = False, deadline: float | None = None
+) -> dict[str, Any]:
+    """Apply or revert a directive through the application's executor, and say what came of it. Never raises."""
+    from error_logging import execution
+
     began = time.monotonic()
-    strategy, target = str(directive.get("strategy")), str(directive.get("target"))
+    strategy = str(directive.get("strategy"))
     given = directive.get("values")
     values: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     told: dict[str, Any] = {
         "directive_id": directive.get("id"), "version": directive.get("version", 1), "reason": "", "before": {},
         "after": {},
     }  # fmt: skip
-    actuator = REGISTRY.get(strategy)
     refused = None if revert else refusal(strategy, values)
     try:
-        if actuator is None:
+        if strategy not in REGISTRY and strategy not in execution.custom():
             told |= {"status": "unsupported", "reason": f"this application has no {strategy}"}
         elif refused is not None:
             told |= {"status": "refused", "reason": refused}
         else:
+            action = {**directive, "values": values}
             with measurements.opening_pools():
-                change = actuator.revert(target) if revert else actuator.apply(target, values)
+                change = execution.carry_out(action, revert=revert, deadline=deadline)
             status = "reverted" if revert else "applied"
             told |= {"status": status, "reason": change.note, "before": change.before, "after": change.after}
     except NotSupported as error:
         told |= {"status": "unsupported", "reason": str(error)}
+    except execution.ActionFailed as error:
+        told |= {"status": "failed", "reason": str(error)}
     except Exception as error:
         logger.exception("Upright could not %s %s", "revert" if revert else "apply", strategy)
         told |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}

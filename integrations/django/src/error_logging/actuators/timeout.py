@@ -1,6 +1,8 @@
-"""timeout_increase: the statement timeout of a PostgreSQL database, for the statements of this process.
+"""timeout_increase: the statement timeout of a PostgreSQL database, for the statements of this process, or the read
+timeout of an HTTP client that the application has registered.
 
-Set inside each transaction (`SET LOCAL`), never for the session, which would leak through the pool to another request.
+The former is set inside each transaction (`SET LOCAL`), never for the session, which would leak through the pool to
+another request.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
+from error_logging import http_clients
 from error_logging.actuators.base import Change, NotSupported, whole
 
 _timeouts: dict[str, int] = {}
@@ -41,6 +44,8 @@ def prepare() -> None:
 class TimeoutIncrease:
     def apply(self, target: str, values: Mapping[str, Any]) -> Change:
         timeout_ms = whole(values, "timeout_ms", 1, 3_600_000)
+        if target.startswith(http_clients.PREFIX):
+            return _raise_client(_client(target), timeout_ms)
         if target not in connections.settings or not supported(target):
             raise NotSupported(f"database {target!r} is not PostgreSQL")
         before = _measured(target)
@@ -60,6 +65,11 @@ class TimeoutIncrease:
         return Change(before, after)
 
     def revert(self, target: str) -> Change:
+        if target.startswith(http_clients.PREFIX):
+            client = _client(target)
+            before = {"timeout_ms": client.in_force_ms}
+            http_clients.raised.pop(client.name, None)
+            return Change(before, {"timeout_ms": client.in_force_ms})
         before = {"statement_timeout_ms": _timeouts.pop(target, None)}
         try:
             return Change(before, _measured(target))
@@ -73,6 +83,23 @@ def _put_back(target: str, earlier: int | None) -> None:
         _timeouts.pop(target, None)
     else:
         _timeouts[target] = earlier
+
+
+def _client(target: str) -> http_clients.HTTPClient:
+    client = http_clients.registered.get(target.removeprefix(http_clients.PREFIX))
+    if client is None:
+        raise NotSupported(f"no HTTP client {target.removeprefix(http_clients.PREFIX)!r} is registered in this process")
+    return client
+
+
+def _raise_client(client: http_clients.HTTPClient, timeout_ms: int) -> Change:
+    before = client.in_force_ms
+    if client.timeout_ms is None:
+        raise NotSupported(f"no request of the HTTP client {client.name!r} has a read timeout")
+    if timeout_ms < client.timeout_ms:
+        raise ValueError(f"timeout_ms {timeout_ms} is below the client's own {client.timeout_ms}")
+    http_clients.raised[client.name] = timeout_ms
+    return Change({"timeout_ms": before}, {"timeout_ms": client.in_force_ms})
 
 
 def _measured(alias: str) -> dict[str, Any]:
