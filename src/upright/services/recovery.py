@@ -128,8 +128,8 @@ class Recovery:
     async def verify(self, acted: Acted) -> ActionRecord:
         """The verdict on an action, by evidence. What did not help is taken back in every process."""
         began = time.monotonic()
-        if acted.evidence is None and acted.agent is not None:
-            acted = replace(acted, evidence=await self._actor.witness(acted.agent))
+        if acted.evidence is None:
+            acted = replace(acted, evidence=await self._actor.see(acted))
         verdict = judge(acted.evidence, acted.baseline)
         acted = replace(acted, duration_ms=acted.duration_ms + (time.monotonic() - began) * 1000)
         if verdict is Verdict.RECOVERED:

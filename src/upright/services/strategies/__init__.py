@@ -12,11 +12,11 @@ from upright.services.strategies.not_available import (
     Fallback,
     QueuePriority,
     RequestThrottle,
-    ResourceScale,
-    ServiceRestart,
 )
 from upright.services.strategies.pool_increase import PoolIncrease
+from upright.services.strategies.resource_scale import ResourceScale
 from upright.services.strategies.retry import Retry
+from upright.services.strategies.service_restart import ServiceRestart
 from upright.services.strategies.timeout_increase import TimeoutIncrease
 
 __all__ = ["STRATEGIES", "Fleet", "Parameters", "Plan", "Strategy", "title"]
