@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from upright.adapters.platforms.gunicorn import Gunicorn
 from upright.adapters.platforms.health import HttpHealth
 from upright.domain.platform import GunicornReplica
 
-APPLICATION = '''
+APPLICATION = """
 import os, pathlib, time
 HERE = pathlib.Path(__file__).parent
 if (HERE / "broken").exists():
@@ -37,7 +39,7 @@ def application(environ, start_response):
     body = str(os.getpid()).encode()
     start_response("200 OK", [("content-type", "text/plain"), ("content-length", str(len(body)))])
     return [body]
-'''
+"""
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
@@ -107,7 +109,17 @@ def start_shop(directory: Path, workers: int = 2, *arguments: str) -> Shop:
     port = free_port()
     command = [
         *(sys.executable, "-m", "gunicorn", "shop:application", "--workers", str(workers)),
-        *("--bind", f"127.0.0.1:{port}", "--pid", "gunicorn.pid", "--timeout", "120", "--no-control-socket"),
+        *(
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--pid",
+            "gunicorn.pid",
+            "--timeout",
+            "120",
+            "--no-control-socket",
+            "--graceful-timeout",
+            "3",
+        ),
         *arguments,
     ]
     log = (directory / "gunicorn.log").open("wb")
@@ -124,10 +136,8 @@ def start_shop(directory: Path, workers: int = 2, *arguments: str) -> Shop:
 
 
 def stop_shop(shop: Shop) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(shop.process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     shop.process.wait()
 
 
@@ -147,3 +157,17 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Shop]]:
 @pytest.fixture
 def shop(start: Callable[..., Shop]) -> Shop:
     return start()
+
+
+@pytest.fixture
+def busy(shop: Shop) -> Iterator[list[socket.socket]]:
+    """As many requests as there are workers at the start, each of which never ends: a client that sends no more."""
+    held = [socket.create_connection(("127.0.0.1", shop.port)) for _ in shop.workers()]
+    for one in held:
+        one.sendall(b"POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 10\r\n")
+    deadline = time.monotonic() + 20
+    while shop.answers():
+        assert time.monotonic() < deadline
+    yield held
+    for one in held:
+        one.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,17 @@ async def test_a_number_that_is_not_reached_is_told(shop: Shop) -> None:
         await shop.platform().scale(0, timeout_s=1)
 
 
+async def test_a_worker_that_never_ends_its_request_does_not_cost_another_one(
+    shop: Shop, busy: list[socket.socket]
+) -> None:
+    platform = shop.platform()
+    await platform.scale(3, timeout_s=20)
+    await platform.scale(2, timeout_s=3)
+    assert len(shop.workers()) == 2
+    await platform.restart(graceful=True, timeout_s=4, health_check=True)
+    assert len(shop.workers()) == 2
+
+
 async def test_a_restart_replaces_every_worker(shop: Shop) -> None:
     old = shop.workers()
     await shop.platform().restart(graceful=True, timeout_s=30, health_check=True)
@@ -63,7 +75,7 @@ async def test_hung_workers_are_replaced(shop: Shop) -> None:
 async def test_a_deploy_that_does_not_load_is_told_and_the_old_workers_stay(shop: Shop) -> None:
     old = shop.workers()
     shop.break_deploy()
-    with pytest.raises(PlatformFailed, match="the application does not load: .*No module named 'basket'"):
+    with pytest.raises(PlatformFailed, match=r"the application does not load: .*No module named 'basket'"):
         await shop.platform().restart(graceful=True, timeout_s=30, health_check=True)
     assert shop.workers() == old
     assert shop.answers()

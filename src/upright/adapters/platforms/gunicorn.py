@@ -69,11 +69,15 @@ class Gunicorn:
             return len(_workers(master)) == processes
 
         while True:
-            difference = processes - len(_workers(master))
+            workers = _workers(master)
+            difference = processes - len(workers)
             for _ in range(abs(difference)):
                 _signal(master, signal.SIGTTIN if difference > 0 else signal.SIGTTOU)
                 await asyncio.sleep(BETWEEN_SIGNALS_S)
-            # A worker that is told to go ends its requests first, and none more is told to.
+            if processes and difference < 0:
+                # gunicorn tells the oldest to go. Were another told because they still end their requests, too few
+                # would be left.
+                await self._outlive(master, workers[:-difference], deadline - (1 - GRACE) * timeout_s)
             if not await until(reached, deadline):
                 _present(master)
                 count = len(_workers(master))
@@ -216,7 +220,7 @@ def _is_gunicorn(process: psutil.Process) -> bool:
 
 
 def _workers(master: psutil.Process) -> list[psutil.Process]:
-    """Live workers. Other children, such as a multiprocessing tracker, have another command line."""
+    """Live workers, the oldest first. Other children, such as a multiprocessing tracker, have another command line."""
     found: list[psutil.Process] = []
     try:
         own = master.cmdline()
@@ -228,7 +232,11 @@ def _workers(master: psutil.Process) -> list[psutil.Process]:
                     found.append(one)
     except psutil.NoSuchProcess:
         return []
-    return found
+    return sorted(found, key=_age)
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    return process.create_time(), process.pid
 
 
 def _is_master(child: psutil.Process) -> bool:

@@ -128,7 +128,9 @@ class Supervisor:
 
         await until(settled, deadline)
         if seen["statename"] != "RUNNING":
-            said = seen["spawnerr"] or await self._last_words(member) or seen["description"]
+            said = str(seen["spawnerr"] or seen["description"])
+            if not said or said.startswith("Exited"):
+                said = await self._last_words(member) or said
             raise PlatformFailed(f"{_full_name(member)} did not come back ({seen['statename']}): {said}")
 
     async def _stop(self, member: Mapping[str, Any], deadline: float, *, grace: float) -> None:
@@ -226,9 +228,12 @@ class _Transport(xmlrpc.client.Transport):
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
         parts = urlsplit(self._url)
         if parts.scheme == "unix":
-            return _UnixConnection(parts.path)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=CALL_S)
+            made = _UnixConnection(parts.path)
+        else:
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            made = kind(parts.hostname or "", parts.port, timeout=CALL_S)
+        self._connection = host, made  # what close() closes
+        return made
 
 
 def _full_name(member: Mapping[str, Any]) -> str:
