@@ -87,9 +87,10 @@ class Acted:
         )
 
 
-async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord) -> Fleet:
+async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord, runbook: Runbook) -> Fleet:
     store = dependencies.store
-    platform = dependencies.platforms.get((recovery.tenant, recovery.service))
+    asks = any(STRATEGIES[step.strategy].on_platform for step in runbook.steps)
+    platform = dependencies.platforms.get((recovery.tenant, recovery.service)) if asks else None
     instances, (_, desired), waits, state = await asyncio.gather(
         store.live_instances(recovery.tenant, recovery.service),
         store.desired(recovery.tenant, recovery.service),

@@ -8,6 +8,7 @@ address sees; where none of them sees a failure before, nothing is done, since n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -27,6 +28,8 @@ from upright.services.strategies import Fleet, Plan
 
 if TYPE_CHECKING:
     from upright.services.acting import Acted
+
+log = logging.getLogger("upright.platforms")
 
 ACTUATOR, TARGET = "platform", ""
 """The lock: scaling and restarting exclude each other."""
@@ -95,7 +98,12 @@ class Operator:
         for scaling in await self._store.scalings(self._recovery.tenant, self._recovery.service):
             if scaling.recovery_id == self._recovery.id:
                 why = f"{acted.choice.strategy} did not help"
-                await revert(self._store, self._service, scaling, why, timeout_s=REVERT_S)
+                try:
+                    await revert(self._store, self._service, scaling, why, timeout_s=REVERT_S)
+                except PlatformFailed as error:
+                    log.warning("%s could not be scaled back yet: %s", self._service.name, error)
+                    # It is tried again as one whose time is over.
+                    await self._store.put_scaling(scaling, ttl_s=0, epoch=self._recovery.epoch)
 
     async def _baseline(self, acted: Acted, plan: Plan, service: RunningService, fleet: Fleet) -> Acted:
         """Who will be asked afterwards: someone who has seen the failure."""

@@ -100,7 +100,7 @@ class Recovery:
 
     async def score(self) -> Ranking:
         """Order the steps. What does not apply is recorded as skipped, with its reason."""
-        self._fleet = await fleet_of(self.dependencies, self.record)
+        self._fleet = await fleet_of(self.dependencies, self.record, self.runbook)
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
         if left:
@@ -119,7 +119,7 @@ class Recovery:
         """Carry a strategy out. Settled outcomes are recorded at once; else verify() is to follow. Raises Unavailable
         where trying again may help."""
         # What scoring has read serves the first attempt; later ones look again.
-        fleet, self._fleet = self._fleet or await fleet_of(self.dependencies, self.record), None
+        fleet, self._fleet = self._fleet or await fleet_of(self.dependencies, self.record, self.runbook), None
         acted = await self._actor.act(choice, self._positions[choice.strategy], fleet)
         if acted.settled is not None:
             await self._settle(acted, acted.settled, acted.reason)

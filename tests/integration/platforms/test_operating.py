@@ -300,3 +300,57 @@ async def test_the_answer_of_a_caller_that_died_with_its_worker_is_told_by_sync(
     told = await store.undelivered_outcomes("default", "django")
     assert [one.error_id for one in told] == [event.error_id]
     assert told[0].report["status"] == Status.RECOVERED
+
+
+async def test_a_caller_that_waits_repeats_its_own_request_after_workers_were_added(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    seen: list[tuple[str, int]] = []
+
+    async def waiter(command: Command) -> CommandResult:
+        seen.append((command.kind, len(shop.workers())))
+        return CommandResult(command_id=command.id, status="done", evidence=Evidence(kind="replay", outcome="passed"))
+
+    surroundings.dispatch.waiter = waiter
+    action = await surroundings.recover(error_event(TIMEOUT), "resource_scale")
+    assert action.verdict is Verdict.RECOVERED
+    assert seen == [("replay", 3)]
+
+
+async def test_a_caller_that_is_gone_claims_nothing(surroundings: Surroundings, shop: Shop) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+
+    async def waiter(command: Command) -> None:
+        return None
+
+    surroundings.dispatch.waiter = waiter
+    action = await surroundings.recover(error_event(TIMEOUT), "resource_scale")
+    assert action.verdict is Verdict.UNKNOWN
+    assert len(shop.workers()) == 2
+
+
+async def test_workers_that_could_not_be_taken_away_at_once_are_later(surroundings: Surroundings, shop: Shop) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    (shop.directory / "sick").touch()
+    recovery = await surroundings.begin(error_event(TIMEOUT, waits=False), "resource_scale")
+    acted = await recovery.act((await recovery.score()).tried[0])
+    pidfile = shop.pidfile.read_text()
+    shop.pidfile.unlink()
+    assert (await recovery.verify(acted)).verdict is Verdict.NOT_RECOVERED
+    await recovery.conclude()
+    assert len(shop.workers()) == 3
+    shop.pidfile.write_text(pidfile)
+    reverts = Reverts(surroundings.store, platforms.load(surroundings.project), "another")
+    task = asyncio.create_task(reverts.run())
+    try:
+
+        async def reverted() -> bool:
+            return not await surroundings.store.scalings("default", "django") and len(shop.workers()) == 2
+
+        await eventually(reverted, 40)
+    finally:
+        task.cancel()

@@ -25,7 +25,7 @@ from upright.domain.platform import SupervisorReplica
 from upright.errors import PlatformFailed
 from upright.services.ports import Health, Process, ReplicaState
 
-CALL_S = 5.0
+CALL_S = 3.0
 KILL_S = 10.0
 GRACE = 0.6
 """Share of the time that a member gets to stop by itself; then it is killed."""

@@ -91,6 +91,8 @@ class Strategy(ABC):
     cost_s: ClassVar[float]
     """Seconds that trying it takes, for scoring."""
     available: ClassVar[bool] = True
+    on_platform: ClassVar[bool] = False
+    """Whether it needs to know the processes as their manager does."""
     parameters: ClassVar[type[Parameters]] = Parameters
 
     @abstractmethod

@@ -30,6 +30,7 @@ class ResourceScale(Strategy):
     name = "resource_scale"
     success_rate = 0.80
     cost_s = 20
+    on_platform = True
     parameters = ResourceScaleParameters
 
     def precondition(self, event: Event, fleet: Fleet, parameters: ResourceScaleParameters) -> str | None:

@@ -23,6 +23,7 @@ class ServiceRestart(Strategy):
     name = "service_restart"
     success_rate = 0.88
     cost_s = 30
+    on_platform = True
     parameters = ServiceRestartParameters
 
     def precondition(self, event: Event, fleet: Fleet, parameters: ServiceRestartParameters) -> str | None:
