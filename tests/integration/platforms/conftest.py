@@ -28,6 +28,7 @@ HERE = pathlib.Path(__file__).parent
 if (HERE / "broken").exists():
     raise ImportError("No module named 'basket'")
 HELD = []
+(HERE / f"loaded-{os.getpid()}").touch()
 
 def application(environ, start_response):
     path = environ["PATH_INFO"]
@@ -84,6 +85,14 @@ class Shop:
             return []
         return sorted(one.pid for one in children if one.status() != psutil.STATUS_ZOMBIE)
 
+    def loaded(self) -> bool:
+        """Whether every worker has the application, itself or by its master."""
+        pids = self.workers()
+        return (
+            all((self.directory / f"loaded-{one}").exists() for one in pids)
+            or (self.directory / f"loaded-{self.process.pid}").exists()
+        )
+
     def answers(self) -> bool:
         try:
             return fetch(self.port)[0] == 200
@@ -127,7 +136,9 @@ def start_shop(directory: Path, workers: int = 2, *arguments: str) -> Shop:
     log.close()
     shop = Shop(directory, port, process)
     try:
-        until(lambda: process.poll() is not None or (len(shop.workers()) == workers and shop.answers()))
+        until(
+            lambda: process.poll() is not None or (len(shop.workers()) == workers and shop.loaded() and shop.answers())
+        )
         assert process.poll() is None, (directory / "gunicorn.log").read_text()
     except AssertionError:
         stop_shop(shop)
