@@ -8,7 +8,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CONTENTS = ("flows", "runbooks", "models", "prefect.yaml")
+CONTENTS = ("flows", "runbooks", "models", "prefect.yaml", "platforms.yaml")
 
 
 class DefaultProject(BuildHookInterface):

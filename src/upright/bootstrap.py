@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from uuid import uuid4
 
-from upright.adapters import runbook_files
+from upright.adapters import platforms, runbook_files
 from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
@@ -40,6 +40,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
     """All that a recovery works with, on an up-to-date database. Raises ConfigurationError, Unavailable."""
     url = database_url(settings)
     book = runbook_files.load(settings.project)
+    services = platforms.load(settings.project)
     mailer = SmtpMailer(settings.smtp_url.get_secret_value()) if settings.smtp_url is not None else None
     bus = Bus(url, reconcile_s=settings.reconcile_s)
     database = await Database.open(url, announcer=bus)
@@ -47,7 +48,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
         store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
         await bus.open()
         dispatch = CommandDispatch(store, bus)
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus)
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services)
     finally:
         await bus.close()
         await database.close()
@@ -123,6 +124,8 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
         import uvicorn
 
         from upright.adapters.intake import create_app
+        from upright.adapters.platforms.reverts import Reverts
+        from upright.adapters.platforms.watch import Watch
         from upright.adapters.runner.runner import PrefectRunner
         from upright.services.routing import Router
 
@@ -139,7 +142,10 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
                     database = str(error)
                 return {"postgresql": database, "prefect": runner.problem}
 
-            app = create_app(store, found.dispatch, bus, Router(found.book), runner, settings, readiness)
+            router, services = Router(found.book), found.platforms
+            app = create_app(store, found.dispatch, bus, router, runner, settings, readiness)
+            reverts = Reverts(store, services, found.runner)
+            watch = Watch(store, store, router, runner, services.values(), found.runner)
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5, server_header=False
             )
@@ -149,8 +155,12 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
                 serving = asyncio.create_task(server.serve(sockets=[listener]))
                 stopping = asyncio.wrap_future(stop)
                 announced = asyncio.create_task(_announce(runner.registered, listener, ready))
+                looking = [asyncio.create_task(one.run()) for one in (reverts, watch)]
                 await asyncio.wait({serving, stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 announced.cancel()
+                for task in looking:
+                    task.cancel()
+                await asyncio.gather(*looking, return_exceptions=True)
                 bus.drain()
                 server.should_exit = True
                 await serving

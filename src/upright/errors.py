@@ -2,7 +2,8 @@
 
 UprightError
 ├── ConfigurationError          a setting or file is wrong; says which and what is allowed
-│   └── RunbookError            one or more problems in runbook files
+│   ├── RunbookError            one or more problems in runbook files
+│   └── PlatformsError          one or more problems in platforms.yaml
 ├── RequestRefused              an incoming message can't be taken; carries an HTTP status
 │   ├── SignatureRefused        401
 │   ├── MessageTooLarge         413
@@ -11,6 +12,7 @@ UprightError
 ├── NotFound                    an id that is not known; carries what was looked for
 ├── StaleEpoch                  a write by a runner that has lost its recovery
 ├── RecoveryInFlight            another recovery of the incident is under way
+├── PlatformFailed              a process manager did not do what was asked; says what is so
 ├── EngineFailed                an embedded engine did not start or stopped
 └── Unavailable                 something we depend on does not answer (retryable)
 """
@@ -36,6 +38,14 @@ class ConfigurationError(UprightError):
 
 class RunbookError(ConfigurationError):
     """The runbooks have problems."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class PlatformsError(ConfigurationError):
+    """platforms.yaml has problems."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -87,6 +97,10 @@ class StaleEpoch(UprightError):
 
 class RecoveryInFlight(UprightError):
     """Another recovery of this incident is under way."""
+
+
+class PlatformFailed(UprightError):
+    """The process manager did not do what was asked."""
 
 
 class EngineFailed(UprightError):

@@ -39,7 +39,8 @@ def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Com
 def test_init_makes_a_project_that_is_valid(tmp_path: Path) -> None:
     made = run("init", str(tmp_path / "ops"))
     assert made.returncode == 0, made.stderr
-    assert {path.name for path in (tmp_path / "ops").iterdir()} == {"flows", "runbooks", "models", "prefect.yaml"}
+    contents = {"flows", "runbooks", "models", "prefect.yaml", "platforms.yaml"}
+    assert {path.name for path in (tmp_path / "ops").iterdir()} == contents
     checked = run("runbooks", "validate", "--json", "--project", str(tmp_path / "ops"))
     assert json.loads(checked.stdout)["valid"] is True
 
@@ -85,6 +86,7 @@ def test_doctor_says_what_to_do(postgres_url: str, tmp_path: Path) -> None:
     findings = {one["check"]: one for one in json.loads(told.stdout)}
     assert {name: one["status"] for name, one in findings.items()} == {
         "Project": "ok",
+        "Platforms": "warning",
         "Secrets": "failed",
         "Database": "ok",
         "Prefect": "failed",

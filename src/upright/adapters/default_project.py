@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upright.errors import ConfigurationError
 
-CONTENTS = ("flows", "runbooks", "models", "prefect.yaml")
+CONTENTS = ("flows", "runbooks", "models", "prefect.yaml", "platforms.yaml")
 _SKIPPED = {"__pycache__"}
 
 

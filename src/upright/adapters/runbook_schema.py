@@ -8,15 +8,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from upright.domain.platform import Platforms
 from upright.domain.runbook import Runbook, SeverityTable
 from upright.services.strategies import STRATEGIES
 
-SCHEMAS: dict[str, type[BaseModel]] = {"runbook.json": Runbook, "severity.json": SeverityTable}
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "runbook.json": Runbook,
+    "severity.json": SeverityTable,
+    "platforms.json": Platforms,
+}
 
 
 def schema(name: str) -> dict[str, Any]:
     """With the strategies' names, and each one's own parameters."""
     found: dict[str, Any] = SCHEMAS[name].model_json_schema()
+    if "Step" not in found["$defs"]:
+        return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
     step = found["$defs"]["Step"]
     step["properties"]["strategy"] = {"enum": list(STRATEGIES)}
     step["allOf"] = [

@@ -9,7 +9,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 import typer
 from rich.markup import escape
 
-from upright.adapters import runbook_files
+from upright.adapters import platforms, runbook_files
 from upright.cli.context import Project, settings_for
 from upright.cli.output import AsJson, console, print_json
 from upright.config import MIN_SECRET_BYTES, Settings
 from upright.errors import UprightError
+from upright.services.running import RunningService
 
 TIMEOUT_S = 5
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failed": "[red]✗[/]"}
@@ -37,7 +38,7 @@ class Finding:
 
 
 def doctor(project: Project = None, as_json: AsJson = False) -> None:
-    """Check project, secrets, database, Prefect, SMTP and the service. Exit status 1 if something failed."""
+    """Check project, platforms, secrets, database, Prefect, SMTP and the service. Exit status 1 if something failed."""
     findings = list(examine(settings_for(project)))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -51,7 +52,7 @@ def doctor(project: Project = None, as_json: AsJson = False) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    for check in (_project, _secrets, _database, _prefect, _smtp, _service):
+    for check in (_project, _platforms, _secrets, _database, _prefect, _smtp, _service):
         yield check(settings)
 
 
@@ -66,6 +67,43 @@ def _project(settings: Settings) -> Finding:
     except UprightError as error:
         return Finding("Project", "failed", str(error), "`upright runbooks validate` lists every problem.")
     return Finding("Project", "ok", f"{where}, {len(list(book))} runbooks")
+
+
+def _platforms(settings: Settings) -> Finding:
+    try:
+        services = platforms.load(settings.project.absolute())
+    except UprightError as error:
+        return Finding("Platforms", "failed", str(error), f"docs/platforms.md says what {platforms.FILE} may hold.")
+    if not services:
+        advice = f"Without an entry in {platforms.FILE} Upright scales and restarts nothing, and probes no health."
+        return Finding("Platforms", "warning", "none", advice)
+    found = asyncio.run(_look(services.values()))
+    problems = [line for line, well in found if not well]
+    if problems:
+        advice = "Does it run, and may this user read and signal it?"
+        return Finding("Platforms", "failed", "; ".join(problems), advice)
+    return Finding("Platforms", "ok", "; ".join(line for line, _ in found))
+
+
+async def _look(services: Iterable[RunningService]) -> list[tuple[str, bool]]:
+    """A line for each replica, and whether all is well with it."""
+    found: list[tuple[str, bool]] = []
+    for service in services:
+        health = await service.health()
+        for one in service.replicas:
+            state, where = await one.state(), f"{service.name} ({one.name})"
+            seen = health.get(one.name)
+            if state.problem:
+                found.append((f"{where}: {state.problem}", False))
+            elif seen is not None and seen.outcome != "passed":
+                found.append((f"{where}: the health address fails: {seen.detail}", False))
+            elif len(state.processes) > service.rules.max_processes:
+                count, most = len(state.processes), service.rules.max_processes
+                found.append((f"{where}: {count} processes run, and max_processes is {most}", False))
+            else:
+                note = "" if seen is not None else ", no health_url"
+                found.append((f"{where}: {len(state.processes)} processes{note}", True))
+    return found
 
 
 def _secrets(settings: Settings) -> Finding:

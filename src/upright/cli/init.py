@@ -15,7 +15,7 @@ from upright.cli.output import console
 def init(
     directory: Annotated[Path, typer.Argument(help="Directory to make; it may exist if it has none of the files.")],
 ) -> None:
-    """Make a project: flows, runbooks, models and prefect.yaml, yours to edit."""
+    """Make a project: flows, runbooks, models, prefect.yaml and platforms.yaml, yours to edit."""
     default_project.make(directory)
     console.print(f"Made a project in [bold]{escape(str(directory))}[/]. Next:", soft_wrap=True)
     console.print(f"  upright runbooks validate --project {directory}", soft_wrap=True, markup=False)

@@ -70,7 +70,8 @@ class Event(Envelope):
     order of things does not depend on two clocks agreeing."""
     desired_version: Annotated[int, Field(ge=0)] = 0
     """Version of the service's desired state that the process had applied when the failed operation began."""
-    origin: Literal["request", "block", "manual", "task", "log"] = "request"
+    origin: Literal["request", "block", "manual", "task", "log", "health"] = "request"
+    """`health`: nobody raised it; the service's health probe failed."""
     error: ErrorDetail
     request: RequestDetail | None = None
     context: Json = Field(default_factory=dict)

@@ -40,8 +40,9 @@ class Status(StrEnum):
 class Evidence(Message):
     """What was seen of the failed operation after an action."""
 
-    kind: Literal["replay", "retry", "caller_probe", "anonymous_replay", "probe"]
-    """`caller_probe`: a waiting block's own probe, which failed before the action."""
+    kind: Literal["replay", "retry", "caller_probe", "anonymous_replay", "probe", "health"]
+    """`caller_probe`: a waiting block's own probe, which failed before the action. `health`: the service's health
+    address, asked from outside."""
     outcome: Literal["passed", "failed", "inconclusive"]
     detail: str = ""
     status_code: int | None = None
@@ -53,8 +54,8 @@ def judge(after: Evidence | None, before: Evidence | None = None) -> Verdict:
     """The verdict that the evidence supports.
 
     The caller's own replay needs no reading before the action: its exception was that reading. A witness that did not
-    see the failure itself (an anonymous replay, a probe) counts only if it failed before the action and passes after.
-    No evidence is UNKNOWN, never RECOVERED.
+    see the failure itself (an anonymous replay, a probe, a health check) counts only if it failed before the action and
+    passes after. No evidence is UNKNOWN, never RECOVERED.
     """
     if after is None or after.outcome == "inconclusive":
         return Verdict.UNKNOWN

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 from uuid import uuid4
 
 from upright.domain.directive import Acknowledgement, Command, CommandResult, Directive
 from upright.domain.event import Event
+from upright.domain.message import Json
 from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Verdict
 from upright.errors import Unavailable
 from upright.services.dependencies import Dependencies
+from upright.services.operating import Operator
 from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
 from upright.services.strategies import Fleet, Plan
@@ -51,7 +55,20 @@ class Acted:
     baseline: Evidence | None = None
     agent: Instance | None = None
     """Who is to be asked for evidence; None where the waiting caller gave it."""
+    witness: Literal["", "waiter", "agent", "health"] = ""
+    """Of an action on the platform: who has seen the failure, and is asked again."""
+    health: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
+    """What the health addresses said before it, by replica."""
+    old: frozenset[str] = frozenset()
+    """Ids and pids of the processes that were there before it."""
+    after: Json = field(default_factory=dict[str, object])
+    """What was measured after it, where no process of the application tells."""
     duration_ms: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to take back."""
+        return self.directive is not None or (self.plan is not None and self.plan.command == "platform")
 
     def record(self, recovery: RecoveryRecord, verdict: Verdict, reason: str = "") -> ActionRecord:
         plan, acknowledgement = self.plan, self.acknowledgement
@@ -63,7 +80,7 @@ class Acted:
             reason=reason or self.reason,
             values=plan.values if plan else {},
             before={**(plan.before if plan else {}), **(acknowledgement.before if acknowledgement else {})},
-            after=acknowledgement.after if acknowledgement else {},
+            after=acknowledgement.after if acknowledgement else self.after,
             evidence=self.evidence,
             score=self.choice.score,
             cost_s=self.choice.cost_s,
@@ -72,14 +89,21 @@ class Acted:
         )
 
 
-async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord) -> Fleet:
+async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord, runbook: Runbook) -> Fleet:
     store = dependencies.store
-    instances, (_, desired), waits = await asyncio.gather(
+    asks = any(dependencies.book.strategies[step.strategy].on_platform for step in runbook.steps)
+    platform = dependencies.platforms.get((recovery.tenant, recovery.service)) if asks else None
+    instances, (_, desired), waits, state = await asyncio.gather(
         store.live_instances(recovery.tenant, recovery.service),
         store.desired(recovery.tenant, recovery.service),
         dependencies.dispatch.waiter_present(recovery.error_id),
+        platform.state(store) if platform is not None else _nothing(),
     )
-    return Fleet(instances, desired, waits)
+    return Fleet(instances, desired, waits, state)
+
+
+async def _nothing() -> None:
+    return None
 
 
 def error_types(event: Event) -> list[str]:
@@ -95,6 +119,7 @@ class Actor:
         self._recovery, self._event, self._runbook = recovery, event, runbook
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
+        self._operator = Operator(dependencies, recovery, event, runbook, self.witness)
         self._until = 0.0
         """When the action that is under way must have ended."""
 
@@ -108,14 +133,28 @@ class Actor:
             return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)
         plan = strategy.plan(self._event, fleet, choice.parameters)
         acted = Acted(choice, position, plan)
-        acted = await (self._retry(acted, fleet) if plan.command == "retry" else self._apply(acted, fleet))
+        match plan.command:
+            case "retry":
+                acted = await self._retry(acted, fleet)
+            case "platform":
+                acted = await self._operate(acted, fleet)
+            case _:
+                acted = await self._apply(acted, fleet)
         acted = replace(acted, duration_ms=(time.monotonic() - began) * 1000)
-        self.in_force = acted if acted.directive is not None else None
+        self.in_force = acted if acted.holds and (acted.directive is not None or acted.settled is None) else None
         return acted
+
+    async def see(self, acted: Acted) -> Evidence | None:
+        """Evidence for an action that came without its own."""
+        if acted.plan is not None and acted.plan.command == "platform":
+            return await self._operator.evidence(acted)
+        return await self.witness(acted.agent) if acted.agent is not None else None
 
     async def withdraw(self, acted: Acted) -> None:
         """Take a change back in every process; put back what it had replaced."""
         self.in_force = None
+        if acted.plan is not None and acted.plan.command == "platform":
+            await self._operator.withdraw(acted)
         if acted.directive is None or not acted.own or acted.directive.scope == "once":
             return
         if acted.previous is not None:
@@ -183,6 +222,15 @@ class Actor:
             witnessed = result.evidence.model_copy(update={"kind": "anonymous_replay"})
             result = result.model_copy(update={"evidence": witnessed})
         return _with_result(acted, result)
+
+    async def _operate(self, acted: Acted, fleet: Fleet) -> Acted:
+        def hold(acted: Acted) -> None:
+            self.in_force = acted
+
+        platform = fleet.platform
+        pids = [str(process.pid) for one in platform.replicas for process in one.processes] if platform else []
+        acted = replace(acted, old=frozenset([*pids, *(one.id for one in fleet.instances)]))
+        return await self._operator.act(acted, fleet, self._until, hold)
 
     async def _apply(self, acted: Acted, fleet: Fleet) -> Acted:
         agents = fleet.able("apply")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
-from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, RecoveryStore
+from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, RecoveryStore
+from upright.services.running import RunningService
 
 
-class Store(ErrorStore, RecoveryStore, FleetStore, Protocol):
-    """One database stands behind all three."""
+class Store(ErrorStore, RecoveryStore, FleetStore, PlatformStore, Protocol):
+    """One database stands behind all four."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Dependencies:
     mailer: Mailer | None = None
     """The service's own way to send e-mail; None where UPRIGHT_SMTP_URL is not set."""
     bus: Any = None
+    platforms: Mapping[tuple[str, str], RunningService] = field(default_factory=dict[tuple[str, str], RunningService])
+    """By tenant and service; those whose processes may be scaled and restarted from here."""
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)

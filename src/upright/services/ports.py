@@ -97,6 +97,93 @@ class AlertRecord:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Process:
+    """One process of a service, as its platform knows it."""
+
+    pid: int
+    started_at: float
+    """Seconds since the epoch; with the pid it tells the process from a later one."""
+    memory_bytes: int | None = None
+    """Resident; None where it can't be read from here."""
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """What is so on one replica of a service."""
+
+    name: str
+    processes: tuple[Process, ...] = ()
+    incarnation: str = ""
+    """Names the life of the process manager: what was done to an earlier one is gone with it."""
+    memory_available_bytes: int | None = None
+    problem: str = ""
+    """Why it could not be read."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Processes that were added for a time."""
+
+    tenant: str
+    service: str
+    replica: str
+    base: int
+    """How many there were before anything was added."""
+    processes: int
+    incarnation: str
+    recovery_id: UUID
+
+
+@dataclass(frozen=True)
+class HealthWatch:
+    """What the probe of a service's health has seen so far."""
+
+    failures: int
+    """In a row."""
+    failing_since: datetime | None
+    reports: int
+    """Incidents that were opened for this outage."""
+    reported_ago_s: float | None
+
+
+class Health(Protocol):
+    async def look(self) -> Evidence:
+        """Ask the health address now; evidence of kind `health`. Never raises."""
+        ...
+
+
+class Platform(Protocol):
+    """One replica of a service: processes under one manager. Each method raises PlatformFailed.
+
+    An adapter measures; it never assumes that what it asked for has happened.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def health(self) -> Health | None: ...
+
+    async def state(self) -> ReplicaState:
+        """The processes that are there now. Raises nothing: what can't be read is a `problem`."""
+        ...
+
+    async def scale(self, processes: int, *, timeout_s: float) -> None:
+        """Returns when there are so many, and not before."""
+        ...
+
+    async def restart(self, *, graceful: bool, timeout_s: float, health_check: bool) -> None:
+        """Replace every process by a new one, as many as there were. Returns when the old ones are gone, the new ones
+        are there and, with `health_check`, the health address answers. What fails leaves the old ones in place where
+        the platform can."""
+        ...
+
+    async def recycle(self, pids: Sequence[int], *, timeout_s: float) -> None:
+        """Replace these processes, one after the other; stops at the first that does not come back."""
+        ...
+
+
 class ErrorStore(Protocol):
     async def accept(
         self,
@@ -235,6 +322,34 @@ class FleetStore(Protocol):
         ...
 
     async def undelivered_outcomes(self, tenant: str, service: str, limit: int = 100) -> Sequence[Outcome]: ...
+
+
+class PlatformStore(Protocol):
+    """What was done to platforms for a time, and what their health probes have seen."""
+
+    async def scalings(self, tenant: str, service: str) -> Sequence[Scaling]: ...
+
+    async def put_scaling(self, scaling: Scaling, *, ttl_s: float, epoch: int) -> None:
+        """Note it before it is done, so that it is taken back whatever happens. Raises StaleEpoch."""
+        ...
+
+    async def due_scalings(self, runner: str, lease_s: float) -> Sequence[Scaling]:
+        """Those whose time is over, each handed to one runner for `lease_s`."""
+        ...
+
+    async def end_scaling(self, scaling: Scaling, *, why: str, before: Json, after: Json) -> None:
+        """It has been taken back."""
+        ...
+
+    async def take_watch(self, tenant: str, service: str, runner: str, lease_s: float) -> HealthWatch | None:
+        """The right to probe a service's health, for `lease_s`. None while another runner has it."""
+        ...
+
+    async def record_watch(
+        self, tenant: str, service: str, runner: str, *, failing: bool, reported: bool = False
+    ) -> HealthWatch | None:
+        """What a probe has seen. None if another runner has the watch by now."""
+        ...
 
 
 class Dispatch(Protocol):

@@ -100,7 +100,7 @@ class Recovery:
 
     async def score(self) -> Ranking:
         """Order the steps. What does not apply is recorded as skipped, with its reason."""
-        self._fleet = await fleet_of(self.dependencies, self.record)
+        self._fleet = await fleet_of(self.dependencies, self.record, self.runbook)
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
         if left:
@@ -120,7 +120,7 @@ class Recovery:
         """Carry a strategy out. Settled outcomes are recorded at once; else verify() is to follow. Raises Unavailable
         where trying again may help."""
         # What scoring has read serves the first attempt; later ones look again.
-        fleet, self._fleet = self._fleet or await fleet_of(self.dependencies, self.record), None
+        fleet, self._fleet = self._fleet or await fleet_of(self.dependencies, self.record, self.runbook), None
         acted = await self._actor.act(choice, self._positions[choice.strategy], fleet)
         if acted.settled is not None:
             await self._settle(acted, acted.settled, acted.reason)
@@ -129,8 +129,8 @@ class Recovery:
     async def verify(self, acted: Acted) -> ActionRecord:
         """The verdict on an action, by evidence. What did not help is taken back in every process."""
         began = time.monotonic()
-        if acted.evidence is None and acted.agent is not None:
-            acted = replace(acted, evidence=await self._actor.witness(acted.agent))
+        if acted.evidence is None:
+            acted = replace(acted, evidence=await self._actor.see(acted))
         verdict = judge(acted.evidence, acted.baseline)
         acted = replace(acted, duration_ms=acted.duration_ms + (time.monotonic() - began) * 1000)
         if verdict is Verdict.RECOVERED:

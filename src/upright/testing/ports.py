@@ -15,7 +15,15 @@ from upright.domain.message import Json
 from upright.domain.severity import Severity
 from upright.domain.verdict import Status
 from upright.errors import NotFound, StaleEpoch, Unavailable
-from upright.services.ports import Acceptance, ActionRecord, AlertRecord, Instance, RecoveryRecord
+from upright.services.ports import (
+    Acceptance,
+    ActionRecord,
+    AlertRecord,
+    HealthWatch,
+    Instance,
+    RecoveryRecord,
+    Scaling,
+)
 
 Answerer = Callable[[Command], Awaitable[CommandResult | None]]
 
@@ -46,6 +54,8 @@ class InMemoryStore:
         self.versions: dict[tuple[str, str], int] = {}
         self.instances: dict[tuple[str, str], dict[str, Instance]] = {}
         self.acks: dict[UUID, dict[str, Acknowledgement]] = {}
+        self.added: dict[tuple[str, str, str], tuple[Scaling, float]] = {}
+        self.watches: dict[tuple[str, str], HealthWatch] = {}
         self._leases: dict[UUID, _Lease] = {}
 
     # Errors
@@ -282,6 +292,37 @@ class InMemoryStore:
 
     async def undelivered_outcomes(self, tenant: str, service: str, limit: int = 100) -> Sequence[Outcome]:
         return []
+
+    # Platforms
+
+    async def scalings(self, tenant: str, service: str) -> Sequence[Scaling]:
+        return [one for one, _ in self.added.values() if (one.tenant, one.service) == (tenant, service)]
+
+    async def put_scaling(self, scaling: Scaling, *, ttl_s: float, epoch: int) -> None:
+        await self._fenced(scaling.recovery_id, epoch)
+        self.added[scaling.tenant, scaling.service, scaling.replica] = scaling, _now() + ttl_s
+
+    async def due_scalings(self, runner: str, lease_s: float) -> Sequence[Scaling]:
+        return [one for one, until in self.added.values() if until <= _now()]
+
+    async def end_scaling(self, scaling: Scaling, *, why: str, before: Json, after: Json) -> None:
+        self.added.pop((scaling.tenant, scaling.service, scaling.replica), None)
+
+    async def take_watch(self, tenant: str, service: str, runner: str, lease_s: float) -> HealthWatch | None:
+        return self.watches.setdefault((tenant, service), HealthWatch(0, None, 0, None))
+
+    async def record_watch(
+        self, tenant: str, service: str, runner: str, *, failing: bool, reported: bool = False
+    ) -> HealthWatch | None:
+        seen = self.watches[tenant, service]
+        if not failing:
+            found = HealthWatch(0, None, 0, None)
+        elif reported:
+            found = replace(seen, reports=seen.reports + 1, reported_ago_s=0.0)
+        else:
+            found = replace(seen, failures=seen.failures + 1, failing_since=seen.failing_since or datetime.now(UTC))
+        self.watches[tenant, service] = found
+        return found
 
 
 def _now() -> float:

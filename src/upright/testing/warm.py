@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from upright.adapters import runbook_files
+from upright.adapters import platforms, runbook_files
 from upright.adapters.runner.runner import PrefectRunner
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.bootstrap import process_name
@@ -71,7 +71,14 @@ async def warm(
     try:
         chosen = Settings(project=project, **settings)
         store = PostgresStore(database, instance_ttl_s=chosen.instance_ttl_s)
-        dependencies = Dependencies(store, dispatch, runbook_files.load(project), chosen, process_name("test"))
+        dependencies = Dependencies(
+            store,
+            dispatch,
+            runbook_files.load(project),
+            chosen,
+            process_name("test"),
+            platforms=platforms.load(project),
+        )
         runner = PrefectRunner(dependencies, project)
         async with runner.running():
             yield Warm(dependencies, runner, store)

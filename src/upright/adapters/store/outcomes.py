@@ -13,14 +13,15 @@ from upright.adapters.store.database import Database, Transaction
 from upright.domain.directive import Outcome
 
 # An outcome is handed to one process; if that one doesn't acknowledge it within seconds, the next one gets it. What no
-# process has fetched in a week is not news any more.
+# process has fetched in a week is not news any more. What the health probe found, the application has never heard of.
 DUE = """
     FROM upright.error e JOIN upright.recovery r ON r.id = e.recovery_id
     WHERE e.tenant = :tenant AND e.service = :service AND e.delivered_recovery_id IS DISTINCT FROM e.recovery_id
       AND r.status NOT IN ('queued', 'running')
       AND (e.outcome_handed_at IS NULL OR e.outcome_handed_at < clock_timestamp() - interval '5 seconds')
       AND (e.waiter_until IS NULL OR e.waiter_until <= clock_timestamp())
-      AND e.received_at > clock_timestamp() - interval '7 days' """
+      AND e.received_at > clock_timestamp() - interval '7 days'
+      AND e.origin <> 'health' """
 
 _HAND = text(f"""
     UPDATE upright.error SET outcome_instance = :instance, outcome_handed_at = clock_timestamp()

@@ -328,3 +328,36 @@ actuator_lock = Table(
     _moment("expires_at", default=True),
     Index("actuator_lock_recovery_id_idx", "recovery_id"),
 )
+
+scaling = Table(
+    "scaling",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("replica", Text, primary_key=True),
+    # Processes before anything was added, and with what was added.
+    Column("base", Integer, nullable=False),
+    Column("processes", Integer, nullable=False),
+    _text("incarnation"),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id), nullable=False),
+    _moment("created_at", default=True),
+    _moment("expires_at", default=True),
+    # Who takes it back, until when.
+    Column("runner", Text, nullable=True),
+    _moment("leased_until"),
+    Index("scaling_recovery_id_idx", "recovery_id"),
+)
+
+health_watch = Table(
+    "health_watch",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    # Who probes it, until when.
+    _text("runner"),
+    _moment("leased_until", default=True),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    _moment("failing_since"),
+    Column("reports", Integer, nullable=False, server_default=text("0")),
+    _moment("reported_at"),
+)

@@ -12,12 +12,12 @@ from upright.services.strategies.not_available import (
     CircuitBreak,
     Fallback,
     RequestThrottle,
-    ResourceScale,
-    ServiceRestart,
 )
 from upright.services.strategies.pool_increase import PoolIncrease
 from upright.services.strategies.queue_priority import QueuePriority
+from upright.services.strategies.resource_scale import ResourceScale
 from upright.services.strategies.retry import Retry
+from upright.services.strategies.service_restart import ServiceRestart
 from upright.services.strategies.timeout_increase import TimeoutIncrease
 
 __all__ = ["STRATEGIES", "Custom", "Fleet", "Parameters", "Plan", "Strategy", "title"]

@@ -16,13 +16,37 @@ from pydantic import BaseModel, ConfigDict
 from upright.domain.directive import Directive, RetryPolicy
 from upright.domain.event import Event
 from upright.domain.message import Json
-from upright.services.ports import Instance
+from upright.services.ports import Instance, ReplicaState, Scaling
 
 
 class Parameters(BaseModel):
     """Base of every strategy's parameters, as they stand in a runbook."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class PlatformState:
+    """What is known of the processes of a service by their manager."""
+
+    replicas: Sequence[ReplicaState]
+    max_processes: int
+    max_memory_mb: int | None = None
+    scalings: Sequence[Scaling] = ()
+    """What has been added for a time, and still is there."""
+    probed: bool = False
+    """Whether every replica has a health address."""
+
+    @property
+    def problem(self) -> str:
+        return "; ".join(one.problem for one in self.replicas if one.problem)
+
+    def base(self, replica: ReplicaState) -> int:
+        """How many processes it has when nothing is added."""
+        for one in self.scalings:
+            if one.replica == replica.name and one.incarnation == replica.incarnation:
+                return one.base
+        return len(replica.processes)
 
 
 @dataclass(frozen=True)
@@ -33,6 +57,8 @@ class Fleet:
     desired: Sequence[Directive] = ()
     """The directives in force."""
     waiter_present: bool = False
+    platform: PlatformState | None = None
+    """Where its processes run, if they may be acted on from here."""
 
     def active(self, strategy: str, target: str) -> Directive | None:
         return next((one for one in self.desired if one.strategy == strategy and one.target == target), None)
@@ -48,7 +74,7 @@ class Fleet:
 class Plan:
     """What is to be done: absolute values, decided from measurements."""
 
-    command: Literal["apply", "retry"]
+    command: Literal["apply", "retry", "platform"]
     target: str = ""
     values: Json = field(default_factory=dict[str, object])
     before: Json = field(default_factory=dict[str, object])
@@ -67,6 +93,8 @@ class Strategy(ABC):
     cost_s: ClassVar[float]
     """Seconds that trying it takes, for scoring."""
     available: ClassVar[bool] = True
+    on_platform: ClassVar[bool] = False
+    """Whether it needs to know the processes as their manager does."""
     parameters: ClassVar[type[Parameters]] = Parameters
 
     @abstractmethod

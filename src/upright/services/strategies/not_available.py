@@ -25,19 +25,6 @@ class NotAvailable(Strategy):
         raise NotImplementedError(f"{self.name} is {REASON}")
 
 
-class ResourceScaleParameters(Parameters):
-    resource_type: Literal["cpu", "memory"] = "cpu"
-    scale_factor: Annotated[float, Field(gt=1, le=10)] = 1.5
-    auto_scale: bool = True
-
-
-class ResourceScale(NotAvailable):
-    name = "resource_scale"
-    success_rate = 0.80
-    cost_s = 20
-    parameters = ResourceScaleParameters
-
-
 class CircuitBreakParameters(Parameters):
     failure_threshold: Annotated[int, Field(ge=1, le=1000)] = 5
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60
@@ -73,16 +60,3 @@ class RequestThrottle(NotAvailable):
     success_rate = 0.65
     cost_s = 4
     parameters = RequestThrottleParameters
-
-
-class ServiceRestartParameters(Parameters):
-    graceful: bool = True
-    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
-    health_check: bool = True
-
-
-class ServiceRestart(NotAvailable):
-    name = "service_restart"
-    success_rate = 0.88
-    cost_s = 30
-    parameters = ServiceRestartParameters
