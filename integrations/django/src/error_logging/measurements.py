@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
+from error_logging import breakers, circuits
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -56,6 +57,8 @@ def of_process() -> dict[str, Any]:
         found["pools"] = pools
     if _databases:
         found["databases"] = dict(_databases)
+    if circuits.active():
+        found["circuits"] = dict(circuits.measured())
     return found
 
 
@@ -188,6 +191,9 @@ def _cancelled(exc: BaseException) -> str | None:
 
 
 def _upstream(exc: BaseException) -> dict[str, Any] | None:
+    guarded = breakers.peer_of(exc)
+    if guarded is not None:
+        return {"host": guarded[0], "port": guarded[1], "guarded": True}
     for address in _addresses(exc):
         parts = urlsplit(address)
         if parts.hostname:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from error_logging import measurements
-from error_logging.actuators import cache, pool, timeout
+from error_logging.actuators import cache, circuit_break, fallback, pool, request_throttle, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
 
@@ -28,6 +28,9 @@ REGISTRY: Mapping[str, Actuator] = {
     "pool_increase": pool.PoolIncrease(),
     "timeout_increase": timeout.TimeoutIncrease(),
     "cache_clear": cache.CacheClear(),
+    "circuit_break": circuit_break.CircuitBreak(),
+    "fallback": fallback.FallbackActuator(),
+    "request_throttle": request_throttle.RequestThrottle(),
 }
 
 
@@ -45,6 +48,9 @@ def targets(strategy: str) -> list[str]:
     """What a strategy could act on in this process."""
     from django.conf import settings
 
+    announced = getattr(REGISTRY.get(strategy), "targets", None)
+    if announced is not None:
+        return list(announced())
     if strategy == "cache_clear":
         return [alias for alias in settings.CACHES if cache.supported(alias)]
     if strategy == "pool_increase":
