@@ -7,15 +7,15 @@ from types import MappingProxyType
 
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy
 from upright.services.strategies.cache_clear import CacheClear
+from upright.services.strategies.circuit_break import CircuitBreak
+from upright.services.strategies.fallback import Fallback
 from upright.services.strategies.not_available import (
-    CircuitBreak,
-    Fallback,
     QueuePriority,
-    RequestThrottle,
     ResourceScale,
     ServiceRestart,
 )
 from upright.services.strategies.pool_increase import PoolIncrease
+from upright.services.strategies.request_throttle import RequestThrottle
 from upright.services.strategies.retry import Retry
 from upright.services.strategies.timeout_increase import TimeoutIncrease
 

@@ -38,31 +38,6 @@ class ResourceScale(NotAvailable):
     parameters = ResourceScaleParameters
 
 
-class CircuitBreakParameters(Parameters):
-    failure_threshold: Annotated[int, Field(ge=1, le=1000)] = 5
-    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60
-    half_open_requests: Annotated[int, Field(ge=1, le=100)] = 1
-
-
-class CircuitBreak(NotAvailable):
-    name = "circuit_break"
-    success_rate = 0.90
-    cost_s = 2
-    parameters = CircuitBreakParameters
-
-
-class FallbackParameters(Parameters):
-    fallback_service: Annotated[str, Field(min_length=1, max_length=200)] = "laravel"
-    fallback_mode: Literal["degraded", "full"] = "degraded"
-
-
-class Fallback(NotAvailable):
-    name = "fallback"
-    success_rate = 0.95
-    cost_s = 3
-    parameters = FallbackParameters
-
-
 Priority = Literal["low", "normal", "high"]
 
 
@@ -77,18 +52,6 @@ class QueuePriority(NotAvailable):
     success_rate = 0.70
     cost_s = 4
     parameters = QueuePriorityParameters
-
-
-class RequestThrottleParameters(Parameters):
-    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    burst_size: Annotated[int, Field(ge=1, le=100_000)] = 10
-
-
-class RequestThrottle(NotAvailable):
-    name = "request_throttle"
-    success_rate = 0.65
-    cost_s = 4
-    parameters = RequestThrottleParameters
 
 
 class ServiceRestartParameters(Parameters):
