@@ -311,6 +311,10 @@ def _range_of(schema: Mapping[str, Any]) -> str:
         return str(schema["const"])
     if "maxLength" in schema:
         return f"{schema['minLength']}–{schema['maxLength']} characters"
+    if "enum" in schema:
+        return "`, `".join(schema["enum"])
+    if "exclusiveMinimum" in schema:
+        return f"above {schema['exclusiveMinimum']:g}, at most {schema['maximum']}"
     return f"{schema['minimum']:g}–{schema['maximum']}" if "maximum" in schema else ""
 
 

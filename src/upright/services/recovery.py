@@ -128,8 +128,8 @@ class Recovery:
     async def verify(self, acted: Acted) -> ActionRecord:
         """The verdict on an action, by evidence. What did not help is taken back in every process."""
         began = time.monotonic()
-        if acted.evidence is None and acted.plan is not None and acted.plan.settle_s:
-            acted = await self._actor.settled(acted)
+        if acted.plan is not None and acted.plan.settle_s:
+            acted = await self._actor.settled(replace(acted, evidence=None))
         elif acted.evidence is None and acted.agent is not None:
             acted = replace(acted, evidence=await self._actor.witness(acted.agent))
         verdict = judge(acted.evidence, acted.baseline)

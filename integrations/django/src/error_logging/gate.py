@@ -1,4 +1,5 @@
-"""The gate: what directives in force do with a request before its view. Real requests and replays pass it alike.
+"""The gate: what directives in force do with a request before its view. Real requests and replays pass it alike, but
+for throttles: a request that was let through once is not counted again.
 
 In its order: an open circuit refuses; a throttle refuses what is too much; a fallback answers in the view's place. With
 nothing in force a request pays for one look into three empty dicts.
@@ -59,9 +60,9 @@ def active() -> bool:
     return circuits.active() or throttles.active() or fallbacks.active()
 
 
-def enter(request: HttpRequest) -> Passage:
-    """Never raises: where ours fails, the request goes to its view."""
-    way = _way(request)
+def enter(request: HttpRequest, *, again: bool = False) -> Passage:
+    """`again`: it is a replay. Never raises: where ours fails, the request goes to its view."""
+    way = _way(request, again)
     reply: Any = None
     try:
         while True:
@@ -74,9 +75,9 @@ def enter(request: HttpRequest) -> Passage:
         return Passage()
 
 
-async def aenter(request: HttpRequest) -> Passage:
+async def aenter(request: HttpRequest, *, again: bool = False) -> Passage:
     """The same in an event loop: what may block is done in a thread."""
-    way = _way(request)
+    way = _way(request, again)
     reply: Any = None
     try:
         while True:
@@ -101,7 +102,7 @@ def unavailable(error: CircuitOpen) -> HttpResponseBase:
     return _refusal(503, "CircuitOpen", str(error), "high", error.retry_after_s)
 
 
-def _way(request: HttpRequest) -> Generator[Callable[[], Any], Any, Passage]:
+def _way(request: HttpRequest, again: bool) -> Generator[Callable[[], Any], Any, Passage]:
     """Yields what may block, and is sent its result."""
     match = _Match(request)
     permit: Permit | None = None
@@ -114,7 +115,7 @@ def _way(request: HttpRequest) -> Generator[Callable[[], Any], Any, Passage]:
                     permit = circuit.admit()
                 except CircuitOpen as error:
                     refused = error
-        if refused is None and throttles.active() and not throttles.exempt_path(request):
+        if refused is None and not again and throttles.active() and not throttles.exempt_path(request):
             limited: Limited | None
             route = match.found.route if match.found is not None else None
             if throttles.shared():

@@ -25,8 +25,6 @@ logger = logging.getLogger("error_logging")
 
 Evidence = dict[str, Any]
 SAFE_METHODS = ("GET", "HEAD")
-_REFUSING = ("circuit_break", "request_throttle")
-"""What keeps a request from its view, so that nothing is known of it."""
 NOT_ERRORS = (Http404, PermissionDenied, SuspiciousOperation, BadRequest)
 
 
@@ -52,7 +50,7 @@ def request(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | None]:
     attempt = _Attempt(failed)
     passage: gate.Passage | None = None
     try:
-        passage = gate.enter(failed) if gate.active() else gate.Passage()
+        passage = gate.enter(failed, again=True) if gate.active() else gate.Passage()
         response = passage.response or _rendered(view(failed, *args, **kwargs))
     except Exception as error:
         evidence = _of_exception(error, passage)
@@ -75,7 +73,7 @@ async def arequest(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | No
     attempt = _Attempt(failed)
     passage: gate.Passage | None = None
     try:
-        passage = await gate.aenter(failed) if gate.active() else gate.Passage()
+        passage = await gate.aenter(failed, again=True) if gate.active() else gate.Passage()
         # A view in the event loop can't load it by itself, where it relied on a middleware that did.
         await sync_to_async(attempt.load_session, thread_sensitive=True)()
         response = passage.response
@@ -121,10 +119,10 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     view: Callable[..., Any] = BaseHandler().make_view_atomic(match.func)
     if iscoroutinefunction(view):
         view = async_to_sync(view)
-    passage = gate.enter(made) if gate.active() else gate.Passage()
+    passage = gate.enter(made, again=True) if gate.active() else gate.Passage()
     try:
         response = passage.response or _rendered(view(made, *match.args, **match.kwargs))
-        if passage.by in _REFUSING:
+        if passage.by == "circuit_break":
             return _refused(response, passage)
         passage.ended(response)
     except NOT_ERRORS as error:
@@ -178,7 +176,7 @@ def _of_exception(error: Exception, passage: gate.Passage | None) -> Evidence:
 
 
 def _of_response(response: HttpResponseBase, passage: gate.Passage) -> Evidence:
-    if passage.by in _REFUSING:
+    if passage.by == "circuit_break":
         return _refused(response, passage)
     passage.ended(response)
     status, detail = response.status_code, _answered(response, passage)
@@ -191,7 +189,7 @@ def _of_response(response: HttpResponseBase, passage: gate.Passage) -> Evidence:
 
 
 def _refused(response: HttpResponseBase, passage: gate.Passage) -> Evidence:
-    return _evidence("inconclusive", f"{passage.by} kept it from its view", response.status_code)
+    return _evidence("inconclusive", "the circuit is open", response.status_code)
 
 
 def _answered(response: HttpResponseBase, passage: gate.Passage) -> str:
