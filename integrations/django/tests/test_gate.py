@@ -356,6 +356,14 @@ def test_a_failure_in_a_guard_names_its_peer(client: Client) -> None:
     assert error.body["measurements"]["upstream"] == {"host": "127.0.0.1", "port": 1, "guarded": True}
 
 
+def test_an_open_circuit_of_a_peer_says_nothing_of_its_route(client: Client, peer: Peer) -> None:
+    open_circuit(upstream())
+    open_circuit("route:outbound/", timeout_seconds=0.1)
+    eventually(lambda: may_be_tried("route:outbound/"))
+    assert client.get("/outbound/").status_code == 503
+    assert (state_of("route:outbound/")["state"], state_of("route:outbound/")["probe"]) == ("half_open", None)
+
+
 def test_guards_of_functions_and_of_http_clients(peer: Peer) -> None:
     host, port = World.peer
 
@@ -612,7 +620,18 @@ def test_a_fallback_view_is_named_by_setting(client: Client) -> None:
     assert client.get("/moved/").json() == {"prices": "as of yesterday"}
 
 
-def test_a_route_without_anything_to_answer_is_not_degraded() -> None:
+def test_a_process_that_has_served_nothing_takes_a_fallback_for_a_view_it_has_not_loaded() -> None:
+    """Its agent must not import the project's views while the first request does."""
+    from django.urls import clear_url_caches, get_resolver
+
+    clear_url_caches()
+    assert "route:price/" not in targets("fallback")
+    assert put("fallback", "route:price/", mode="degraded", service="")["status"] == "applied"
+    assert "url_patterns" not in get_resolver().__dict__
+
+
+def test_a_route_without_anything_to_answer_is_not_degraded(client: Client) -> None:
+    client.get("/other/")
     assert put("fallback", "route:other/", mode="degraded", service="")["status"] == "unsupported"
     assert "route:other/" not in targets("fallback")
     assert {"route:price/", "route:simple/"} <= set(targets("fallback"))

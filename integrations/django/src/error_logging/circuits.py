@@ -15,8 +15,6 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, Literal
 
-import pybreaker
-
 from error_logging import process
 
 Outcome = Literal["passed", "failed"]
@@ -25,6 +23,7 @@ GRACE = 0.5
 LEAST_GRACE_S, MOST_GRACE_S = 3.0, 30.0
 BUSY_S = 1.0
 """When to come back while a half-open circuit is being tried."""
+_OPEN, _CLOSED = "open", "closed"
 _NEVER_S = timedelta(days=365).total_seconds()
 
 
@@ -69,6 +68,9 @@ class Circuit:
         self._grace_s = 0.0
         if prober and prober != process.instance():
             self._grace_s = min(MOST_GRACE_S, max(LEAST_GRACE_S, timeout_s * GRACE))
+        # Not above: it brings the client of Redis with it, and few processes ever come here.
+        import pybreaker
+
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=failure_threshold,
             reset_timeout=_NEVER_S,
@@ -89,19 +91,19 @@ class Circuit:
 
     def opens_in_s(self) -> float:
         """Until an open circuit may be tried; 0 for one that may be."""
-        if self._breaker.current_state != pybreaker.STATE_OPEN:
+        if self._breaker.current_state != _OPEN:
             return 0.0
         return max(0.0, self._opened_at + self.timeout_s + self._grace_s - time.monotonic())
 
     def admit(self) -> Permit:
         """Let a call through. Raises CircuitOpen."""
-        if self._breaker.current_state == pybreaker.STATE_CLOSED:
+        if self._breaker.current_state == _CLOSED:
             return Permit(self, self._period, probe=False)
         with self._lock:
             state = self._breaker.current_state
-            if state == pybreaker.STATE_CLOSED:
+            if state == _CLOSED:
                 return Permit(self, self._period, probe=False)
-            if state == pybreaker.STATE_OPEN:
+            if state == _OPEN:
                 left_s = self.opens_in_s()
                 if left_s > 0:
                     raise CircuitOpen(self.target, left_s)

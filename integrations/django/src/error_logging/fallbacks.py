@@ -73,6 +73,16 @@ def remove(route: str) -> Fallback | None:
 
 
 def degradable() -> list[str]:
-    """Routes for which something is there to answer."""
-    kept = [route for route, view in routes.views() if last_good.wanted(route, view)] if last_good.used() else []
-    return sorted({*kept, *_views, *current().fallback_views})
+    """Routes for which something is there to answer, as far as they are known by now."""
+    conf = current()
+    kept = [route for route, view in routes.views() if last_good.wanted(route, view)] if _marked() else []
+    return sorted({*kept, *conf.last_good, *_views, *conf.fallback_views})
+
+
+def may_degrade(route: str) -> bool:
+    """A process that has not loaded its views can't tell yet."""
+    return not routes.loaded() or route in degradable()
+
+
+def _marked() -> bool:
+    return last_good.used() and routes.loaded()

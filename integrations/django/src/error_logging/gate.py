@@ -97,6 +97,13 @@ def failed(request: HttpRequest) -> None:
         passage.failed()
 
 
+def released(request: HttpRequest) -> None:
+    """It ended for another reason than its view: nothing is known of that."""
+    passage: Passage | None = request.__dict__.get(MARK)
+    if passage is not None:
+        passage.left()
+
+
 def unavailable(error: CircuitOpen) -> HttpResponseBase:
     """503, in the format of errors."""
     return _refusal(503, "CircuitOpen", str(error), "high", error.retry_after_s)

@@ -104,6 +104,7 @@ class AIErrorRecoveryMiddleware:
     def process_exception(self, request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
         opened = circuits.open_in(exc)
         if opened is not None:
+            _guarded(gate.released, request)
             return gate.unavailable(opened) if not settings.DEBUG else None
         if not handling.is_error(exc):
             return None

@@ -24,6 +24,12 @@ def match_of(request: HttpRequest) -> ResolverMatch | None:
         return None
 
 
+def loaded() -> bool:
+    """Whether the project's routes are known by now. To ask for them would import its views, which is for the thread of
+    a request to do."""
+    return "url_patterns" in get_resolver().__dict__
+
+
 def views() -> Iterator[tuple[str, Any]]:
     """Each route of the project, with its view."""
     yield from _views(get_resolver(), "")

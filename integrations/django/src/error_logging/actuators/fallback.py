@@ -29,7 +29,7 @@ class FallbackActuator:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
         if mode == FULL and service not in current().fallback_services:
             raise NotSupported(f"UPRIGHT_FALLBACK_SERVICES has no {service!r}")
-        if mode == DEGRADED and route not in fallbacks.degradable():
+        if mode == DEGRADED and not fallbacks.may_degrade(route):
             raise NotSupported(f"the route {route!r} keeps no last good response and has no fallback view")
         replaced = fallbacks.put(Fallback(route, str(mode), service))
         return Change(_told(replaced), _told(fallbacks.get(route)))
