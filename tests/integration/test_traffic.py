@@ -207,6 +207,7 @@ def test_a_circuit_opens_in_every_process_and_closes_once_the_peer_works(site: S
     assert [verdict for verdict, _ in site.actions("circuit_break")] == ["skipped", "skipped"]
     with concurrent.futures.ThreadPoolExecutor(1) as caller:
         third = caller.submit(site.get, "/pay/")
+        eventually(site.in_force)  # so that it is this one which opens the recovery
         eventually(lambda: kinds(site, "/pay/") == {"CircuitOpen"})
         site.peer.start()
         called = site.peer.calls
