@@ -248,3 +248,13 @@ async def test_the_audit_trail_can_not_be_rewritten(replica: Replica) -> None:
     for statement in ("UPDATE upright.audit SET who = 'me'", "DELETE FROM upright.audit", "TRUNCATE upright.audit"):
         with pytest.raises(Exception, match="append-only"):
             await replica.database.run(lambda tx, said=statement: tx.run(text(said)))
+
+
+async def test_the_errors_of_an_incident_within_the_last_minute_are_counted(store: PostgresStore) -> None:
+    first = await accept(store)
+    await accept(store)
+    await accept(store, an_event(age_ms=120_000))
+    await accept(store, fingerprint="another")
+    assert first.recovery is not None
+    assert await store.recent_errors(first.recovery.incident_id, 60) == 2
+    assert await store.recent_errors(first.recovery.incident_id, 600) == 3

@@ -15,6 +15,7 @@ from upright.adapters import runbook_files
 from upright.config import Settings
 from upright.domain.directive import Acknowledgement, AlertSettings, Command, CommandResult, SyncRequest
 from upright.domain.event import Event
+from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.errors import NotFound, StaleEpoch, Unavailable
 from upright.services.dependencies import Dependencies
@@ -76,6 +77,18 @@ class Bench:
                 settings=AlertSettings(alert_recipients=["ops@example.com"]),
             )
             await self.store.sync("default", request)
+
+    async def tell(self, instance: str, version: int = 0, **measurements: Any) -> None:
+        """A sync of a process that can break circuits."""
+        strategies = {"circuit_break": {"targets": ["route:*"]}}
+        request = SyncRequest(
+            service="django",
+            instance=instance,
+            desired_version=version,
+            measurements=measurements,
+            capabilities={"commands": ALL_COMMANDS, "strategies": strategies},
+        )
+        await self.store.sync("default", request)
 
     async def open(self, event: Event, fingerprint: str | None = None) -> Recovery:
         routing = Router(BOOK).route(event)
@@ -174,7 +187,7 @@ async def test_nothing_that_applies_is_not_a_recovery() -> None:
     assert recovery.record.status is Status.NOT_RECOVERED
     assert recovery.record.message == "Recovery failed: no strategy could be carried out"
     assert bench.dispatch.to_waiters == []
-    assert {action.reason for action in recovery.actions} == {"not available in this version"}
+    assert {action.verdict for action in recovery.actions} == {Verdict.SKIPPED}
 
 
 @pytest.mark.parametrize(
@@ -541,3 +554,77 @@ async def test_the_report_can_not_be_broken_by_what_the_error_says() -> None:
     recovery = await bench.open(slow_query(message="a | b\n# Recovered\n`code`"))
     await carry_out(recovery)
     assert "> a \\| b # Recovered 'code'\n" in recovery.report()
+
+
+# What is verified later: an open circuit, a throttle
+
+
+BREAKING = Runbook.model_validate(
+    {
+        "name": "connection-error",
+        "steps": [{"strategy": "circuit_break", "parameters": {"failure_threshold": 1, "timeout_seconds": 0.05}}],
+        "verification": {"timeout_s": 1},
+    }
+)
+
+
+async def circuit_broken(bench: Bench) -> Recovery:
+    """A recovery that opened a circuit for a moment."""
+    await bench.tell("host:1:boot")
+    recovery = await bench.open(error_event(("builtins.ConnectionRefusedError", "builtins.ConnectionError")))
+    recovery = Recovery(bench.dependencies, recovery.record, recovery.event, BREAKING)
+    await carry_out(recovery)
+    return recovery
+
+
+async def test_a_caller_that_still_waits_tries_the_half_open_circuit() -> None:
+    bench = Bench(waiter=answering(PASSED))
+    recovery = await circuit_broken(bench)
+    assert [(one.kind, one.verify) for one in bench.dispatch.to_waiters] == [("apply", False), ("replay", True)]
+    assert recovery.record.status is Status.RECOVERED
+    assert recovery.record.message == "Recovery successful: Circuit Break"
+    assert "needed no longer" in recovery.actions[0].reason
+    assert await bench.desired() == {}, "it is closed in every process"
+
+
+async def test_a_circuit_whose_trial_fails_is_not_a_repair() -> None:
+    recovery = await circuit_broken(Bench(waiter=answering(FAILED)))
+    assert recovery.record.status is Status.NOT_RECOVERED
+
+
+@pytest.mark.parametrize(("tried", "status"), [("passed", Status.RECOVERED), ("failed", Status.NOT_RECOVERED)])
+async def test_without_the_caller_the_first_users_that_are_let_through_tell(tried: str, status: Status) -> None:
+    bench = Bench()
+
+    async def applies_and_leaves(command: Command) -> CommandResult | None:
+        if command.kind != "apply":
+            return None
+        [directive] = command.directives
+        state = "closed" if tried == "passed" else "open"
+        await bench.tell(
+            "host:1:boot", version=directive.version, circuits={directive.target: {"state": state, "probe": tried}}
+        )
+        return await answering(None)(command)
+
+    bench.dispatch.waiter = applies_and_leaves
+    recovery = await circuit_broken(bench)
+    assert recovery.record.status is status
+    assert recovery.actions[0].evidence is not None
+    assert recovery.actions[0].evidence.kind == "probe"
+    assert await bench.desired() == {}
+
+
+async def test_what_was_told_of_an_earlier_circuit_is_no_evidence() -> None:
+    bench = Bench()
+
+    async def applies_and_leaves(command: Command) -> CommandResult | None:
+        if command.kind != "apply":
+            return None
+        [directive] = command.directives
+        await bench.tell("host:1:boot", circuits={directive.target: {"state": "closed", "probe": "passed"}})
+        return await answering(None)(command)
+
+    bench.dispatch.waiter = applies_and_leaves
+    recovery = await circuit_broken(bench)
+    assert recovery.record.status is Status.UNKNOWN
+    assert "the change was withdrawn" in recovery.actions[0].reason

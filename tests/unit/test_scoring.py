@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from upright.adapters import runbook_files
-from upright.domain.runbook import Runbook
 from upright.services.scoring import Prior, built_in_priors, rank
 from upright.services.strategies import STRATEGIES, Fleet
 from upright.testing.events import CANCELLED_FOR_TIMEOUT, DJANGO_OPERATIONAL_ERROR, EXHAUSTED, error_event
@@ -75,13 +74,3 @@ def test_an_edited_prior_changes_the_order(tmp_path: Path) -> None:
     event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=BOTH)
     ranking = rank(BOOK.runbook("database-error"), event, Fleet(waiter_present=True), priors)
     assert ranking.tried[0].strategy == "pool_increase"
-
-
-def test_strategies_that_do_not_exist_yet_are_never_tried() -> None:
-    runbook = Runbook.model_validate(
-        {"name": "all-of-them", "steps": [{"strategy": name} for name, one in STRATEGIES.items() if not one.available]}
-    )
-    ranking = rank(runbook, error_event(), Fleet(waiter_present=True), built_in_priors())
-    assert not ranking.tried
-    assert {one.unmet for one in ranking.skipped} == {"not available in this version"}
-    assert len(ranking.skipped) == len(runbook.steps)

@@ -440,3 +440,93 @@ def test_a_runbook_for_one_kind_of_cache_leaves_the_others_alone() -> None:
 def test_stale_entries_are_cleared_where_the_runbook_says() -> None:
     found = plan("cache_clear", error_event(), clear_pattern="price:*", cache_alias="catalog", cache_type="memory")
     assert (found.target, found.scope, found.values["pattern"]) == ("catalog", "process", "price:*")
+
+
+# circuit_break, fallback, request_throttle
+
+PEER = {"upstream": {"host": "payments", "port": 443, "guarded": True}}
+REFUSED = ("builtins.ConnectionRefusedError", "builtins.ConnectionError")
+
+
+def announcing(identity: str = "host:1:boot", age_s: float = 0, **targets: list[str]) -> Instance:
+    seen = datetime.now(UTC) - timedelta(seconds=age_s)
+    strategies = {name: {"targets": entries} for name, entries in targets.items()}
+    return Instance(identity, "django", 0, {}, {"strategies": strategies}, {}, seen)
+
+
+def fleet(*instances: Instance, errors: int = 20) -> Fleet:
+    return Fleet(instances, waiter_present=True, recent_errors=errors)
+
+
+def too_early(name: str, event: Event, fleet: Fleet, **parameters: Any) -> str | None:
+    strategy = STRATEGIES[name]
+    return strategy.not_yet(event, fleet, strategy.parameters.model_validate(parameters))
+
+
+BREAKING = announcing(circuit_break=["route:*"])
+
+
+def test_the_circuit_of_a_guarded_peer_is_opened_rather_than_its_route() -> None:
+    found = plan("circuit_break", error_event(REFUSED, measurements=PEER), fleet(BREAKING))
+    assert found.target == "upstream:payments:443"
+    assert found.values == {
+        "failure_threshold": 5, "timeout_seconds": 60, "half_open_requests": 1, "prober": "host:1:boot",
+    }  # fmt: skip
+    assert found.settle_s > 60
+    assert not found.lasts
+    bare = error_event(REFUSED, measurements={"upstream": {"host": "payments", "port": 443}})
+    assert plan("circuit_break", bare, fleet(BREAKING)).target == "route:report/<int:year>/"
+
+
+def test_the_failing_process_tries_first_if_it_lives() -> None:
+    event = error_event(REFUSED)
+    other = announcing("host:2:boot", circuit_break=["route:*"])
+    assert plan("circuit_break", event, fleet(other, BREAKING)).values["prober"] == "host:1:boot"
+    assert plan("circuit_break", event, fleet(other)).values["prober"] == "host:2:boot"
+
+
+def test_a_circuit_opens_after_so_many_failures_only() -> None:
+    assert too_early("circuit_break", error_event(REFUSED), fleet(BREAKING, errors=4)) == (
+        "4 of the 5 failures within a minute that open a circuit"
+    )
+    assert too_early("circuit_break", error_event(REFUSED), fleet(BREAKING, errors=5)) is None
+
+
+def test_a_route_that_works_for_most_is_not_closed_to_them() -> None:
+    event = error_event(REFUSED, measurements={"route": {"failed": 6, "succeeded": 40}})
+    assert too_early("circuit_break", event, fleet(BREAKING)) == (
+        "the route works for most: 40 of its last 46 requests succeeded"
+    )
+    guarded = error_event(REFUSED, measurements={"route": {"failed": 6, "succeeded": 40}, **PEER})
+    assert too_early("circuit_break", guarded, fleet(BREAKING)) is None
+
+
+def test_a_circuit_needs_processes_that_know_it_and_an_end_that_can_be_waited_for() -> None:
+    assert "no process of the service can break" in (unmet("circuit_break", error_event(REFUSED), fleet()) or "")
+    assert "540 s" in (unmet("circuit_break", error_event(REFUSED), fleet(BREAKING), timeout_seconds=900) or "")
+
+
+def test_a_fallback_needs_something_to_answer() -> None:
+    event = error_event(REFUSED)
+    assert "keeps no last good response" in (
+        unmet("fallback", event, fleet(announcing(fallback=["route:other/"]))) or ""
+    )
+    knowing = fleet(announcing(fallback=["route:report/<int:year>/", "service:laravel"]))
+    found = plan("fallback", event, knowing)
+    assert (found.target, found.values) == ("route:report/<int:year>/", {"mode": "degraded", "service": ""})
+    assert plan("fallback", event, knowing, fallback_mode="full").values == {"mode": "full", "service": "laravel"}
+    assert "knows a fallback service 'rails'" in (
+        unmet("fallback", event, knowing, fallback_mode="full", fallback_service="rails") or ""
+    )
+    assert "a POST request" in (unmet("fallback", error_event(REFUSED, request=page("POST")), knowing) or "")
+
+
+def test_clients_are_throttled_for_their_own_errors_and_a_route_for_others() -> None:
+    processes = [announcing(f"host:{n}:boot", request_throttle=["service", "client", "route:*"]) for n in range(3)]
+    found = plan("request_throttle", error_event(("shop.AuthenticationError",)), fleet(*processes))
+    assert (found.target, found.values) == (
+        "client", {"requests_per_minute": 100, "burst_size": 10, "processes": 3},
+    )  # fmt: skip
+    assert plan("request_throttle", error_event(REFUSED), fleet(*processes)).target == "route:report/<int:year>/"
+    assert too_early("request_throttle", error_event(REFUSED), fleet(*processes, errors=10)) is not None
+    assert too_early("request_throttle", error_event(REFUSED), fleet(*processes, errors=11)) is None

@@ -133,3 +133,22 @@ def test_a_recipient_that_nothing_can_reach(configured: Any, setting: str, value
 def test_recipients_that_can_be_reached(configured: Any) -> None:
     configured.ERROR_ALERT_RECIPIENTS = ["ops@example.com", "https://hooks.slack.com/services/T0/B0/x"]
     assert found() == {}
+
+
+def test_a_fallback_view_that_is_not_there(configured: Any) -> None:
+    configured.UPRIGHT_FALLBACK_VIEWS = {"fine/": "site_urls.nothing"}
+    assert "upright.E008" in {one.id for one in run_checks(tags=["upright"])}
+    configured.UPRIGHT_FALLBACK_VIEWS = {"fine/": "site_urls.fine"}
+    assert "upright.E008" not in {one.id for one in run_checks(tags=["upright"])}
+
+
+def test_an_alternative_that_is_asked_in_plain_text(configured: Any) -> None:
+    configured.UPRIGHT_FALLBACK_SERVICES = {"old": "http://old.example"}
+    assert "upright.W008" in {one.id for one in run_checks(tags=["upright"])}
+
+
+def test_a_shared_count_without_redis(configured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured.UPRIGHT_RATE_LIMIT_STORAGE = "redis://cache:6379/0"
+    assert "upright.E009" not in {one.id for one in run_checks(tags=["upright"])}
+    monkeypatch.setattr("error_logging.checks.find_spec", lambda name: None)
+    assert "upright.E009" in {one.id for one in run_checks(tags=["upright"])}

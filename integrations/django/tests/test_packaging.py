@@ -63,7 +63,8 @@ def test_the_wheel_holds_the_app_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"error_logging", "django_upright"}
     assert {"error_logging/py.typed", "error_logging/migrations/0001_initial.py"} <= set(names)
     assert not [name for name in names if "test_" in name or "__pycache__" in name]
-    assert sorted(line.split(":")[1].strip().lower() for line in needs) == ["django>=5.2", "urllib3>=2.2"]
+    needed = sorted(line.split(":")[1].strip().lower() for line in needs)
+    assert needed == ["django>=5.2", "limits>=5", "pybreaker>=1.2", "urllib3>=2.2"]
 
 
 def test_it_works_with_django_and_urllib3_alone(wheel: Path, tmp_path: Path) -> None:

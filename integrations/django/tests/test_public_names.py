@@ -148,15 +148,20 @@ class TestTheDistribution:
         assert inside == sources
         assert {"error_logging/py.typed", "error_logging/testing.py"} <= inside
 
-    def test_it_needs_django_and_an_http_client(self) -> None:
+    def test_it_needs_django_an_http_client_and_what_actuators_are_made_of(self) -> None:
         needed = metadata.requires("django-upright") or []
-        assert {one.split(">")[0].lower() for one in needed if "extra ==" not in one} == {"django", "urllib3"}
+        assert {one.split(">")[0].lower() for one in needed if "extra ==" not in one} == {
+            "django",
+            "limits",
+            "pybreaker",
+            "urllib3",
+        }
 
     def test_its_licence_comes_along(self, wheel: Path) -> None:
         assert any(name.endswith("LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
     def test_it_works_from_the_wheel_alone(self, wheel: Path, tmp_path: Path) -> None:
-        """In an environment with nothing but Django and urllib3, as they are here."""
+        """Actuators load what they are made of when they act: nothing but Django and urllib3, as they are here."""
         venv.create(tmp_path / "env", with_pip=False)
         python = tmp_path / "env" / "bin" / "python"
         site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"

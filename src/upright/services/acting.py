@@ -24,11 +24,14 @@ from upright.services.operating import Operator
 from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
 from upright.services.strategies import Fleet, Plan
+from upright.services.strategies.base import as_mapping
 
 NOBODY = "no process of the service is connected"
 SAFE = ("GET", "HEAD")
 """What a process other than the caller's may request: it has neither the body nor the headers of the request."""
 LOCK_POLL_S = 0.05
+SETTLE_POLL_S = 0.25
+RECENT_S = 60.0
 LOCK_PATIENCE_S = 3.0
 """How long to wait for another recovery that acts on the same target."""
 _USABLE = 0.9
@@ -93,13 +96,14 @@ async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord, runbook
     store = dependencies.store
     asks = any(dependencies.book.strategies[step.strategy].on_platform for step in runbook.steps)
     platform = dependencies.platforms.get((recovery.tenant, recovery.service)) if asks else None
-    instances, (_, desired), waits, state = await asyncio.gather(
+    instances, (_, desired), waits, state, errors = await asyncio.gather(
         store.live_instances(recovery.tenant, recovery.service),
         store.desired(recovery.tenant, recovery.service),
         dependencies.dispatch.waiter_present(recovery.error_id),
         platform.state(store) if platform is not None else _nothing(),
+        store.recent_errors(recovery.incident_id, RECENT_S),
     )
-    return Fleet(instances, desired, waits, state)
+    return Fleet(instances, desired, waits, state, errors)
 
 
 async def _nothing() -> None:
@@ -129,6 +133,7 @@ class Actor:
         self._until = began + choice.step.timeout_s * _USABLE
         strategy = self._strategies[choice.strategy]
         unmet = strategy.precondition(self._event, fleet, choice.parameters)
+        unmet = unmet or strategy.not_yet(self._event, fleet, choice.parameters)
         if unmet is not None:
             return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)
         plan = strategy.plan(self._event, fleet, choice.parameters)
@@ -179,6 +184,70 @@ class Actor:
         )
         result = await self._to_agent(command, agent)
         return result.evidence if result is not None and result.status == "done" else None
+
+    async def settled(self, acted: Acted) -> Acted:
+        """What is seen of the failed operation once a change has had its time: by the caller, if it still waits, by the
+        first users that a half-open circuit lets through, or by another process."""
+        plan = acted.plan
+        assert plan is not None  # noqa: S101 (it has been carried out)
+        await asyncio.sleep(plan.settle_s)
+        until = time.monotonic() + self._runbook.verification.timeout_s
+        witnessed = False
+        while True:
+            seen = await self._again(acted)
+            if seen is not None:
+                return replace(acted, evidence=seen)
+            seen = await self._half_open(acted) if plan.half_open else None
+            if seen is not None:
+                errors = plan.before.get("recent_errors")
+                before = Evidence(kind="probe", outcome="failed", detail=f"{errors} failures within a minute")
+                return replace(acted, evidence=seen, baseline=before)
+            if acted.agent is not None and acted.baseline is not None and not witnessed:
+                witnessed = True
+                seen = await self.witness(await self._first_to_try(acted.agent, plan))
+                if seen is not None and seen.outcome != "inconclusive":
+                    return replace(acted, evidence=seen)
+            if time.monotonic() >= until:
+                return acted
+            await asyncio.sleep(SETTLE_POLL_S)
+
+    async def _again(self, acted: Acted) -> Evidence | None:
+        """The waiting caller's own operation, once more."""
+        waiter = self._event.waiter
+        if waiter is None or "replay" not in waiter.can or acted.agent is not None:
+            return None
+        if not await self._dispatch.waiter_present(self._recovery.error_id):
+            return None
+        deadline_ms = round(self._runbook.verification.timeout_s * 1000)
+        command = Command(id=uuid4(), kind="replay", deadline_ms=deadline_ms, error_types=error_types(self._event))
+        result = await self._dispatch.to_waiter(self._recovery.error_id, command)
+        seen = result.evidence if result is not None and result.status == "done" else None
+        return seen if seen is not None and seen.outcome != "inconclusive" else None
+
+    async def _first_to_try(self, agent: Instance, plan: Plan) -> Instance:
+        """The process whose circuit half-opens before the others' do."""
+        living = await self._store.live_instances(self._recovery.tenant, self._recovery.service)
+        return next((one for one in living if one.id == plan.values.get("prober")), agent)
+
+    async def _half_open(self, acted: Acted) -> Evidence | None:
+        """How the circuit was tried, as the processes tell it. What they told before they had the directive is about an
+        earlier one."""
+        directive = acted.directive
+        if directive is None:
+            return None
+        found: list[tuple[str, str]] = []
+        for instance in await self._store.live_instances(self._recovery.tenant, self._recovery.service):
+            told = as_mapping(as_mapping(instance.measurements.get("circuits")).get(directive.target))
+            tried = told.get("probe")
+            if instance.desired_version < directive.version or tried not in ("passed", "failed"):
+                continue
+            if tried == "failed" or told.get("state") == "closed":
+                found.append((tried, instance.id))
+        if not found:
+            return None
+        tried, instance_id = next((one for one in found if one[0] == "failed"), found[0])
+        detail = f"requests that {instance_id} let through to try it"
+        return Evidence(kind="probe", outcome="failed" if tried == "failed" else "passed", detail=detail)
 
     async def _baseline(self, acted: Acted, agent: Instance) -> Acted:
         """A reading before the action. What works already can't be shown to have been repaired."""
@@ -248,7 +317,9 @@ class Actor:
         self.in_force = claimed
         result = None
         if fleet.waiter_present:
-            result = await self._dispatch.to_waiter(self._recovery.error_id, self._command(claimed, verify=True))
+            result = await self._dispatch.to_waiter(
+                self._recovery.error_id, self._command(claimed, verify=not _settles(claimed))
+            )
         if result is None or result.status == "too_late":
             # The caller has gone: the change is made all the same, but what it does can't be shown any more.
             agent = agent or next(iter(agents), None)
@@ -280,7 +351,7 @@ class Actor:
         plan, recovery = acted.plan, self._recovery
         assert plan is not None  # noqa: S101 (act() has made it)
         step = acted.choice.step
-        ttl_s = step.timeout_s + self._runbook.verification.timeout_s + 5
+        ttl_s = step.timeout_s + plan.settle_s + self._runbook.verification.timeout_s + 5
         patience = time.monotonic() + min(LOCK_PATIENCE_S, step.timeout_s / 2)
         while not (
             locked := await self._store.lock_actuator(
@@ -330,6 +401,10 @@ class Actor:
 
     async def _to_agent(self, command: Command, agent: Instance) -> CommandResult | None:
         return await self._dispatch.to_agent(self._recovery.tenant, self._recovery.service, command, agent.id)
+
+
+def _settles(acted: Acted) -> bool:
+    return acted.plan is not None and acted.plan.settle_s > 0
 
 
 def _with_result(acted: Acted, result: CommandResult) -> Acted:

@@ -211,6 +211,10 @@ class ErrorStore(Protocol):
         """The latest event of an error. Raises NotFound."""
         ...
 
+    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
+        """How many errors of an incident began within the last seconds; counted up to some thousands."""
+        ...
+
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
         """The latest recovery that answers this error, with its actions."""
         ...

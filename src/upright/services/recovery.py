@@ -129,11 +129,16 @@ class Recovery:
     async def verify(self, acted: Acted) -> ActionRecord:
         """The verdict on an action, by evidence. What did not help is taken back in every process."""
         began = time.monotonic()
-        if acted.evidence is None:
+        if acted.plan is not None and acted.plan.settle_s:
+            acted = await self._actor.settled(replace(acted, evidence=None))
+        elif acted.evidence is None:
             acted = replace(acted, evidence=await self._actor.see(acted))
         verdict = judge(acted.evidence, acted.baseline)
         acted = replace(acted, duration_ms=acted.duration_ms + (time.monotonic() - began) * 1000)
-        if verdict is Verdict.RECOVERED:
+        if verdict is Verdict.RECOVERED and acted.plan is not None and not acted.plan.lasts:
+            # What it had replaced is needed no longer either.
+            await self._actor.withdraw(replace(acted, previous=None))
+        elif verdict is Verdict.RECOVERED:
             self._actor.in_force = None
         else:
             await self._actor.withdraw(acted)
@@ -180,6 +185,7 @@ class Recovery:
             for one in self._verified
             if one.directive is not None
             and one.directive.scope == "process"
+            and (one.plan is None or one.plan.lasts)
             and self._actions[one.choice.strategy].verdict is Verdict.RECOVERED
         ]
         until = time.monotonic() + patience_s

@@ -61,6 +61,8 @@ def verdict_reason(acted: Acted, verdict: Verdict) -> str:
     if verdict is Verdict.UNKNOWN and acted.evidence is not None and acted.evidence.outcome != "inconclusive":
         seen = f"{seen}, but it had not been seen to fail before" if acted.evidence.outcome == "passed" else seen
     parts.append(seen)
+    if verdict is Verdict.RECOVERED and acted.plan is not None and not acted.plan.lasts and acted.own:
+        parts.append("it is needed no longer, and was withdrawn")
     if (
         verdict is not Verdict.RECOVERED
         and acted.directive is not None

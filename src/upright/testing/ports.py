@@ -114,6 +114,10 @@ class InMemoryStore:
             raise NotFound(f"error {error_id}")
         return self.events[error_id]
 
+    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
+        known = {record.id for record in self.records.values() if record.incident_id == incident_id}
+        return sum(answer in known for answer in self.answers.values())
+
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
         found = self.answers.get(error_id)
         return self.records[found] if found else None

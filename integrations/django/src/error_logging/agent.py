@@ -20,6 +20,7 @@ from django.db import connections
 from error_logging import (
     actuators,
     celery,
+    circuits,
     client,
     desired_state,
     exchange,
@@ -37,6 +38,7 @@ logger = logging.getLogger("error_logging")
 
 HOLD_S = 20.0
 GRACE_S = 5.0
+CIRCUIT_NEWS_S = 0.5
 COMMANDS = ("apply", "replay", "retry", "probe", "send_email")
 SIDE_THREADS = 2
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
@@ -112,7 +114,7 @@ class Agent:
             "service": conf.service,
             "environment": conf.environment,
             "instance": process.instance(),
-            "hold_ms": round(HOLD_S * 1000),
+            "hold_ms": round(_hold_s() * 1000),
             "desired_version": desired_state.complete_version(),
             "acknowledgements": told,
             "results": results,
@@ -193,6 +195,12 @@ class Agent:
         except Exception:
             logger.exception("Upright's agent could not do what it was asked")
         return None
+
+
+def _hold_s() -> float:
+    """How long a sync may be held: what becomes of an open circuit is told soon after it may be tried."""
+    news_s = circuits.news_in_s()
+    return HOLD_S if news_s is None else min(HOLD_S, max(CIRCUIT_NEWS_S, news_s))
 
 
 def _do(command: Mapping[str, Any], deadline: float) -> Told:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
+from django.utils.module_loading import import_string
 
 from error_logging import conf, spool
 
@@ -27,7 +29,9 @@ _TAG = "upright"
 
 
 def register() -> None:
-    for check in (check_settings, check_service, check_middleware, check_spool, check_recipients, check_executor):
+    for check in (
+        check_settings, check_service, check_middleware, check_spool, check_recipients, check_executor, check_traffic,
+    ):  # fmt: skip
         checks.register(check, _TAG)
 
 
@@ -170,6 +174,33 @@ def check_recipients(app_configs: Sequence[AppConfig] | None = None, **_: Any) -
                 f"{setting}: {recipient!r} is neither an e-mail address nor an https:// webhook; it gets no alerts.",
                 hint="Write an address such as ops@example.com, or the whole URL of a webhook.",
                 id="upright.W005",
+            )
+
+
+def check_traffic(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
+    """What fallbacks and throttles need is there."""
+    read, _problems = conf.read()
+    for route, dotted in read.fallback_views.items():
+        try:
+            import_string(dotted)
+        except Exception as error:
+            yield Error(
+                f"UPRIGHT_FALLBACK_VIEWS[{route!r}] can't be imported ({type(error).__name__}).",
+                hint="Name a view by its dotted path, such as shop.views.prices_of_yesterday.",
+                id="upright.E008",
+            )
+    if read.rate_limit_storage is not None and find_spec("redis") is None:
+        yield Error(
+            "UPRIGHT_RATE_LIMIT_STORAGE is set and the package redis is not installed: each process counts for itself.",
+            hint="Install redis, or leave the setting out.",
+            id="upright.E009",
+        )
+    for name, address in read.fallback_services.items():
+        if urlsplit(address).scheme != "https" and not conf.loopback(address):
+            yield Warning(
+                f"UPRIGHT_FALLBACK_SERVICES[{name!r}] ({address}) is not https: requests can be read on their way.",
+                hint="Use https:// for a service on another machine.",
+                id="upright.W008",
             )
 
 

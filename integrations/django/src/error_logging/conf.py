@@ -31,6 +31,12 @@ SHIPPED_LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "pool_increase": {"max_size": (1, 50)},
     "timeout_increase": {"timeout_ms": (1, 60_000)},
     "queue_priority": {"boost_factor": (1, 10)},
+    "circuit_break": {
+        "failure_threshold": (1, 1000),
+        "timeout_seconds": (0.1, 3600),
+        "half_open_requests": (1, 100),
+    },
+    "request_throttle": {"requests_per_minute": (10, 1_000_000), "burst_size": (1, 100_000)},
 }
 
 
@@ -61,6 +67,21 @@ class Conf:
     executor: str | None = None
     """Dotted path of the application's subclass of AutoRecoveryExecutor."""
     agent: bool = True
+    fallback_services: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name to address, without a slash at its end."""
+    fallback_forward: tuple[str, ...] = ()
+    fallback_timeout_ms: int = 3000
+    fallback_views: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Route to the dotted path of a view."""
+    last_good: frozenset[str] = frozenset()
+    """Routes."""
+    last_good_cache: str | None = None
+    """None: in each process by itself."""
+    last_good_max_age_s: int = 86_400
+    rate_limit_storage: str | None = None
+    """None: each process counts for itself."""
+    health_paths: frozenset[str] = frozenset()
+    trusted_proxies: int = 0
     recovery_timeout_ms: int = 5000
     alert_recipients: tuple[str, ...] = ()
     escalation_recipients: tuple[str, ...] = ()
@@ -278,6 +299,54 @@ def _limits(value: object) -> Limits:
     return merged
 
 
+def _addresses(value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise _Wrong("must be {name: address}")
+    found: dict[str, str] = {}
+    for name, address in value.items():
+        parsed = _url(address)
+        if parsed is None:
+            raise _Wrong(f"must be {{name: address}}; {name!r} has none")
+        found[_name(name)] = parsed
+    return found
+
+
+def _dotted_paths(value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(route, str) and isinstance(path, str) and "." in path for route, path in value.items()
+    ):
+        raise _Wrong("must be {route: dotted path of a view}")
+    return {str(route): str(path) for route, path in value.items()}
+
+
+def _routes(value: object) -> frozenset[str]:
+    return frozenset(_strings(value))
+
+
+def _paths(value: object) -> frozenset[str]:
+    paths = _strings(value)
+    wrong = [one for one in paths if not one.startswith("/")]
+    if wrong:
+        raise _Wrong(f"must be a list of paths that begin with /; {wrong[0]!r} does not")
+    return frozenset(paths)
+
+
+def _cache_alias(value: object) -> str:
+    known = sorted(getattr(settings, "CACHES", {}))
+    if value not in known:
+        raise _Wrong(f"must be one of CACHES: {', '.join(known) or 'none'}")
+    return str(value)
+
+
+def _storage(value: object) -> str | None:
+    if value == "":
+        return None
+    schemes = ("redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster", "memory")
+    if not isinstance(value, str) or value.partition("://")[0] not in schemes or "://" not in value:
+        raise _Wrong(f"must be an address of one of {', '.join(f'{one}://' for one in schemes)}")
+    return None if value.startswith("memory://") else value
+
+
 def _alerts_by_severity(value: object) -> Mapping[str, tuple[str, ...]]:
     if not isinstance(value, Mapping) or not all(key in SEVERITIES for key in value):
         raise _Wrong(f"must be a dict with the keys {', '.join(SEVERITIES)}, each a list of recipients")
@@ -313,6 +382,16 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UPRIGHT_DATABASES": ("databases", _databases),
     "UPRIGHT_EXECUTOR": ("executor", _dotted),
     "UPRIGHT_AGENT": ("agent", _boolean),
+    "UPRIGHT_FALLBACK_SERVICES": ("fallback_services", _addresses),
+    "UPRIGHT_FALLBACK_FORWARD": ("fallback_forward", _strings),
+    "UPRIGHT_FALLBACK_TIMEOUT_MS": ("fallback_timeout_ms", _integer(1, 60_000)),
+    "UPRIGHT_FALLBACK_VIEWS": ("fallback_views", _dotted_paths),
+    "UPRIGHT_LAST_GOOD": ("last_good", _routes),
+    "UPRIGHT_LAST_GOOD_CACHE": ("last_good_cache", _cache_alias),
+    "UPRIGHT_LAST_GOOD_MAX_AGE": ("last_good_max_age_s", _integer(1, 31_536_000)),
+    "UPRIGHT_RATE_LIMIT_STORAGE": ("rate_limit_storage", _storage),
+    "UPRIGHT_HEALTH_PATHS": ("health_paths", _paths),
+    "UPRIGHT_TRUSTED_PROXIES": ("trusted_proxies", _integer(0, 100)),
     "ERROR_RECOVERY_TIMEOUT": ("recovery_timeout_ms", _integer(0, 60_000)),
     "ERROR_ALERT_RECIPIENTS": ("alert_recipients", _strings),
     "ERROR_ESCALATION_RECIPIENTS": ("escalation_recipients", _strings),
@@ -333,7 +412,7 @@ def forget(**_: object) -> None:
 
 
 def _changed(*, setting: str, **_: object) -> None:
-    if setting in SETTINGS or setting in ("DATABASES", "BASE_DIR"):
+    if setting in SETTINGS or setting in ("DATABASES", "CACHES", "BASE_DIR"):
         forget()
 
 

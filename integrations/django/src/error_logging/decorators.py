@@ -11,11 +11,12 @@ from functools import wraps
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
 from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from error_logging import handling, recording
+from error_logging import circuits, gate, handling, recording
 from error_logging.replay import replaying
 
 logger = logging.getLogger("error_logging")
@@ -120,8 +121,17 @@ def _entered(request: Any, began: float, service: str | None) -> HttpRequest:
     return plain
 
 
+def _unavailable(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
+    """The answer to a call that an open circuit has kept from being made."""
+    opened = circuits.open_in(exc)
+    return None if opened is None or settings.DEBUG or replaying(request) else gate.unavailable(opened)
+
+
 def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
     """The answer, or None where the exception is to go on."""
+    unavailable = _unavailable(request, exc)
+    if unavailable is not None:
+        return unavailable
     if not handling.is_error(exc) or replaying(request):
         return None
     try:
@@ -155,6 +165,9 @@ def _handled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
 
 
 async def _ahandled(request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
+    unavailable = _unavailable(request, exc)
+    if unavailable is not None:
+        return unavailable
     if not handling.is_error(exc) or replaying(request):
         return None
     try:

@@ -22,7 +22,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.utils.log import log_response
 
-from error_logging import events, exchange, recording, replay, waiting
+from error_logging import circuits, events, exchange, gate, recording, replay, route_outcomes, waiting
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -39,7 +39,7 @@ ERROR_HEADER = "X-Upright-Error"
 
 
 def is_error(exc: BaseException) -> bool:
-    return not isinstance(exc, LEFT_ALONE)
+    return not isinstance(exc, LEFT_ALONE) and circuits.open_in(exc) is None
 
 
 def seen(request: HttpRequest, exc: BaseException) -> bool:
@@ -59,9 +59,11 @@ def began_at(request: HttpRequest) -> float:
 
 def capture(request: HttpRequest, exc: BaseException) -> Record:
     """Spool the error of a request."""
+    gate.failed(request)
     began = began_at(request)
     service = getattr(request, "upright_service", None)
     event = events.build(exc, request=request, service=service, began=began)
+    event["measurements"] = {**event["measurements"], "route": route_outcomes.failed(request)}
     return recording.capture(event, began=began)
 
 

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
 
-from error_logging import cache_kinds, celery, http_clients
+from error_logging import breakers, cache_kinds, celery, circuits, http_clients
 from error_logging.classification import chain as chain_of
 from error_logging.conf import current
 
@@ -65,6 +65,8 @@ def of_process() -> dict[str, Any]:
         found["queues"] = queues
     if clients := http_clients.readings():
         found["http_clients"] = clients
+    if circuits.active():
+        found["circuits"] = dict(circuits.measured())
     return found
 
 
@@ -198,6 +200,9 @@ def _cancelled(exc: BaseException) -> str | None:
 
 
 def _upstream(exc: BaseException) -> dict[str, Any] | None:
+    guarded = breakers.peer_of(exc)
+    if guarded is not None:
+        return {"host": guarded[0], "port": guarded[1], "guarded": True}
     for address in _addresses(exc):
         parts = urlsplit(address)
         if parts.hostname:

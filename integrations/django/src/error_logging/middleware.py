@@ -9,12 +9,23 @@ from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
 from django.core.handlers.exception import response_for_exception
 from django.core.signals import got_request_exception
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponse, HttpResponseBase
 
-from error_logging import actuators, agent, handling, recording, retry_budget
+from error_logging import (
+    actuators,
+    agent,
+    circuits,
+    gate,
+    handling,
+    last_good,
+    recording,
+    retry_budget,
+    route_outcomes,
+)
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -47,7 +58,11 @@ class AIErrorRecoveryMiddleware:
         request.__dict__["_upright_began"] = time.monotonic()
         if actuators.needs_requests():
             _guarded(actuators.prepare_thread)
-        response: Any = self.get_response(request)
+        response: Any = self._through_gate(request) if gate.active() else self.get_response(request)
+        if route_outcomes.watching():
+            _guarded(route_outcomes.succeeded, request)
+        if last_good.used():
+            _guarded(last_good.keep, request, response)
         if response.streaming:
             _watch_stream(request, response)
         return response
@@ -55,13 +70,41 @@ class AIErrorRecoveryMiddleware:
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         request.__dict__["_upright_began"] = time.monotonic()
         request.__dict__["_upright_async"] = True
-        response: Any = await self.get_response(request)
+        passage = await gate.aenter(request) if gate.active() else None
+        if passage is not None and passage.response is not None:
+            return passage.response
+        response: Any = await (self.get_response(request) if passage is None else self._after_gate(request, passage))
+        if route_outcomes.watching():
+            _guarded(route_outcomes.succeeded, request)
+        if last_good.used() and "_upright_waiting" not in request.__dict__:
+            await last_good.akeep(request, response)
         waiting: tuple[Exception, Record] | None = request.__dict__.pop("_upright_waiting", None)
         if waiting is not None:
             response = await self._afinish(request, *waiting)
         if response.streaming:
             _watch_stream(request, response)
         return response
+
+    def _through_gate(self, request: HttpRequest) -> Any:
+        passage = gate.enter(request)
+        if passage.response is not None:
+            return passage.response
+        request.__dict__[gate.MARK] = passage
+        try:
+            response = self.get_response(request)
+            _guarded(passage.ended, response)
+            return response
+        finally:
+            _guarded(passage.left)
+
+    async def _after_gate(self, request: HttpRequest, passage: gate.Passage) -> Any:
+        request.__dict__[gate.MARK] = passage
+        try:
+            response = await self.get_response(request)
+            _guarded(passage.ended, response)
+            return response
+        finally:
+            _guarded(passage.left)
 
     async def _before_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
         """`process_view` under ASGI, where the view's thread is known only now. A coroutine: Django would take anything
@@ -70,6 +113,10 @@ class AIErrorRecoveryMiddleware:
             await sync_to_async(_guarded, thread_sensitive=True)(actuators.prepare_thread)
 
     def process_exception(self, request: HttpRequest, exc: Exception) -> HttpResponseBase | None:
+        opened = circuits.open_in(exc)
+        if opened is not None:
+            _guarded(gate.released, request)
+            return gate.unavailable(opened) if not settings.DEBUG else None
         if not handling.is_error(exc):
             return None
         try:

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, Resolver404, resolve
 
-from error_logging import actuators, classification, measurements
+from error_logging import actuators, circuits, classification, fallbacks, gate, measurements
 from error_logging.conf import current
 
 logger = logging.getLogger("error_logging")
@@ -53,14 +53,18 @@ def request(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | None]:
         view = async_to_sync(view)
     response: HttpResponseBase | None = None
     attempt = _Attempt(failed)
+    passage: gate.Passage | None = None
     try:
-        response = _rendered(view(failed, *args, **kwargs))
+        passage = gate.enter(failed, again=True) if gate.active() else gate.Passage()
+        response = passage.response or _rendered(view(failed, *args, **kwargs))
     except Exception as error:
-        evidence = _of_exception(error)
+        evidence = _of_exception(error, passage)
     else:
-        evidence = _of_response(response)
+        evidence = _of_response(response, passage)
     finally:
         attempt.end()
+        if passage is not None:
+            passage.left()
     return {**evidence, "kind": "replay", "attempts": 1, "duration_ms": _ms(began)}, response
 
 
@@ -72,17 +76,23 @@ async def arequest(failed: HttpRequest) -> tuple[Evidence, HttpResponseBase | No
     began = time.monotonic()
     response: HttpResponseBase | None = None
     attempt = _Attempt(failed)
+    passage: gate.Passage | None = None
     try:
+        passage = await gate.aenter(failed, again=True) if gate.active() else gate.Passage()
         # A view in the event loop can't load it by itself, where it relied on a middleware that did.
         await sync_to_async(attempt.load_session, thread_sensitive=True)()
-        response = await view(failed, *args, **kwargs)
-        response = await sync_to_async(_rendered, thread_sensitive=True)(response)
+        response = passage.response
+        if response is None:
+            made = await view(failed, *args, **kwargs)
+            response = await sync_to_async(_rendered, thread_sensitive=True)(made)
     except Exception as error:
-        evidence = _of_exception(error)
+        evidence = _of_exception(error, passage)
     else:
-        evidence = _of_response(response)
+        evidence = _of_response(response, passage)
     finally:
         attempt.end()
+        if passage is not None:
+            passage.left()
     return {**evidence, "kind": "replay", "attempts": 1, "duration_ms": _ms(began)}, response
 
 
@@ -90,7 +100,8 @@ def anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     """Request a path without user or session, for a caller that has gone. It counts as failed only if it fails as the
     error did, and as passed only if it succeeds: anything else may be another matter."""
     began = time.monotonic()
-    evidence = _anonymous(detail, error_types)
+    with circuits.anonymously():
+        evidence = _anonymous(detail, error_types)
     return {**evidence, "kind": "anonymous_replay", "attempts": 1, "duration_ms": _ms(began)}
 
 
@@ -113,18 +124,28 @@ def _anonymous(detail: Mapping[str, Any], error_types: list[str]) -> Evidence:
     view: Callable[..., Any] = BaseHandler().make_view_atomic(match.func)
     if iscoroutinefunction(view):
         view = async_to_sync(view)
+    passage = gate.enter(made, again=True) if gate.active() else gate.Passage()
     try:
-        response = _rendered(view(made, *match.args, **match.kwargs))
+        response = passage.response or _rendered(view(made, *match.args, **match.kwargs))
+        if passage.by == "circuit_break":
+            return _refused(response, passage)
+        passage.ended(response)
     except NOT_ERRORS as error:
+        passage.passed()
         return _evidence("inconclusive", type(error).__name__)
     except Exception as error:
+        if circuits.open_in(error) is not None:
+            return _evidence("inconclusive", str(circuits.open_in(error)))
+        passage.failed()
         names = {name.rpartition(".")[2] for chain in classification.classes_of(error) for name in chain[:1]}
         wanted = {name.rpartition(".")[2] for name in error_types}
         outcome = "failed" if names & wanted else "inconclusive"
         return _evidence(outcome, f"{type(error).__name__} was raised")
+    finally:
+        passage.left()
     status = response.status_code
     discard(response)
-    return _evidence("passed" if 200 <= status < 300 else "inconclusive", f"answered {status}", status)
+    return _evidence("passed" if 200 <= status < 300 else "inconclusive", _answered(response, passage), status)
 
 
 def _idempotent(request: HttpRequest, view: Any) -> bool:
@@ -175,7 +196,12 @@ def _rendered(response: Any) -> HttpResponseBase:
     return response
 
 
-def _of_exception(error: Exception) -> Evidence:
+def _of_exception(error: Exception, passage: gate.Passage | None) -> Evidence:
+    opened = circuits.open_in(error)
+    if opened is not None:
+        return _evidence("inconclusive", str(opened))
+    if passage is not None:
+        passage.passed() if isinstance(error, NOT_ERRORS) else passage.failed()
     if isinstance(error, NOT_ERRORS):
         return _evidence("inconclusive", f"{type(error).__name__} was raised")
     asked_for_s = measurements.retry_after(error)
@@ -183,14 +209,27 @@ def _of_exception(error: Exception) -> Evidence:
     return evidence if asked_for_s is None else {**evidence, "retry_after_s": asked_for_s}
 
 
-def _of_response(response: HttpResponseBase) -> Evidence:
-    status = response.status_code
+def _of_response(response: HttpResponseBase, passage: gate.Passage) -> Evidence:
+    if passage.by == "circuit_break":
+        return _refused(response, passage)
+    passage.ended(response)
+    status, detail = response.status_code, _answered(response, passage)
     if status >= 500:
-        return _evidence("failed", f"answered {status}", status)
+        return _evidence("failed", detail, status)
     # A client's error (a throttle, a login that ran out) says nothing of what failed.
     if status >= 400 or _to_login(response):
-        return _evidence("inconclusive", f"answered {status}", status)
-    return _evidence("passed", f"answered {status}", status)
+        return _evidence("inconclusive", detail, status)
+    return _evidence("passed", detail, status)
+
+
+def _refused(response: HttpResponseBase, passage: gate.Passage) -> Evidence:
+    return _evidence("inconclusive", "the circuit is open", response.status_code)
+
+
+def _answered(response: HttpResponseBase, passage: gate.Passage) -> str:
+    if passage.by != "fallback":
+        return f"answered {response.status_code}"
+    return f"answered {response.status_code} by the fallback: {response.headers.get(fallbacks.HEADER, '')}"
 
 
 def _to_login(response: HttpResponseBase) -> bool:

@@ -42,6 +42,12 @@ _EVENT = text("""
     WHERE v.error_id = :error_id AND v.tenant = COALESCE(CAST(:tenant AS text), v.tenant)
     ORDER BY v.id DESC LIMIT 1""")
 
+_RECENT = text("""
+    SELECT count(*) AS errors FROM (
+        SELECT FROM upright.error
+        WHERE incident_id = :incident_id AND began_at > clock_timestamp() - make_interval(secs => :within_s)
+        LIMIT 10000) AS recent""")
+
 _OF_ERROR = rows.select_recoveries("JOIN upright.error e ON e.recovery_id = r.id WHERE e.id = :error_id")
 
 _STATE = text(f"""
@@ -90,6 +96,10 @@ class Errors:
         if row is None:
             raise NotFound(f"There is no error {error_id}.")
         return Event.model_validate(row["body"])
+
+    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
+        row = await self._database.run(lambda tx: tx.row(_RECENT, incident_id=incident_id, within_s=within_s))
+        return 0 if row is None else int(row["errors"])
 
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
         row = await self._database.run(lambda tx: tx.row(_OF_ERROR, error_id=error_id))

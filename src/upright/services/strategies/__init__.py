@@ -7,14 +7,12 @@ from types import MappingProxyType
 
 from upright.services.strategies.base import Fleet, Parameters, Plan, Strategy
 from upright.services.strategies.cache_clear import CacheClear
+from upright.services.strategies.circuit_break import CircuitBreak
 from upright.services.strategies.custom import Custom
-from upright.services.strategies.not_available import (
-    CircuitBreak,
-    Fallback,
-    RequestThrottle,
-)
+from upright.services.strategies.fallback import Fallback
 from upright.services.strategies.pool_increase import PoolIncrease
 from upright.services.strategies.queue_priority import QueuePriority
+from upright.services.strategies.request_throttle import RequestThrottle
 from upright.services.strategies.resource_scale import ResourceScale
 from upright.services.strategies.retry import Retry
 from upright.services.strategies.service_restart import ServiceRestart

@@ -59,6 +59,27 @@ class Fleet:
     waiter_present: bool = False
     platform: PlatformState | None = None
     """Where its processes run, if they may be acted on from here."""
+    recent_errors: int = 0
+    """Errors of this incident within the last minute."""
+
+    def announces(self, strategy: str, target: str, *, any_route: bool = True) -> bool:
+        """Whether a process of the service could act on the target; `route:*` stands for every route."""
+        wanted = {target, "route:*"} if any_route and target.startswith("route:") else {target}
+        if target.startswith("upstream:"):
+            # A process that has not called it yet learns of it with the directive.
+            wanted.add("route:*")
+        for instance in self.instances:
+            known = as_mapping(as_mapping(instance.capabilities.get("strategies")).get(strategy))
+            if wanted & set(as_list(known.get("targets"), default="")):
+                return True
+        return False
+
+    def first(self, preferred: str) -> str:
+        """Id of the process that goes first: the preferred one if it lives, else the last seen."""
+        living = sorted(self.instances, key=lambda one: one.seen_at, reverse=True)
+        if not living or any(one.id == preferred for one in living):
+            return preferred
+        return living[0].id
 
     def active(self, strategy: str, target: str) -> Directive | None:
         return next((one for one in self.desired if one.strategy == strategy and one.target == target), None)
@@ -84,6 +105,12 @@ class Plan:
     shared: bool = True
     """Whether a directive that is in force for the target serves as well, whatever its values."""
     why: str = ""
+    settle_s: float = 0.0
+    """How long after it was applied the failed operation is to be tried again; 0: at once, by who applied it."""
+    half_open: bool = False
+    """Whether requests of users that a half-open circuit lets through are evidence too."""
+    lasts: bool = True
+    """False: it is withdrawn as soon as the failed operation is seen to work."""
 
 
 class Strategy(ABC):
@@ -92,7 +119,6 @@ class Strategy(ABC):
     """Where scoring starts, 0 to 1."""
     cost_s: ClassVar[float]
     """Seconds that trying it takes, for scoring."""
-    available: ClassVar[bool] = True
     on_platform: ClassVar[bool] = False
     """Whether it needs to know the processes as their manager does."""
     parameters: ClassVar[type[Parameters]] = Parameters
@@ -101,9 +127,19 @@ class Strategy(ABC):
     def precondition(self, event: Event, fleet: Fleet, parameters: Any) -> str | None:
         """Why it doesn't apply to this error, or None if it does."""
 
+    def not_yet(self, event: Event, fleet: Fleet, parameters: Any) -> str | None:
+        """Why it is too early for it, or None. Asked when its turn comes, since others are tried before."""
+        return None
+
     @abstractmethod
     def plan(self, event: Event, fleet: Fleet, parameters: Any) -> Plan:
         """What it would do. Only called where the precondition is met."""
+
+
+def route_of(event: Event) -> str | None:
+    """The failed request's route, as targets name it."""
+    request = event.request
+    return None if request is None or not (request.route or request.view) else f"route:{request.route}"
 
 
 def as_mapping(value: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from error_logging import http_clients, measurements
-from error_logging.actuators import cache, pool, queue, timeout
+from error_logging.actuators import cache, circuit_break, fallback, pool, queue, request_throttle, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
 
@@ -29,6 +29,9 @@ REGISTRY: Mapping[str, Actuator] = {
     "timeout_increase": timeout.TimeoutIncrease(),
     "cache_clear": cache.CacheClear(),
     "queue_priority": queue.QueuePriority(),
+    "circuit_break": circuit_break.CircuitBreak(),
+    "fallback": fallback.FallbackActuator(),
+    "request_throttle": request_throttle.RequestThrottle(),
 }
 
 
@@ -46,6 +49,9 @@ def targets(strategy: str) -> list[str]:
     """What a strategy could act on in this process."""
     from django.conf import settings
 
+    announced = getattr(REGISTRY.get(strategy), "targets", None)
+    if announced is not None:
+        return list(announced())
     if strategy == "cache_clear":
         return [alias for alias in settings.CACHES if cache.supported(alias)]
     if strategy == "pool_increase":
