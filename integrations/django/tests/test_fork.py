@@ -59,7 +59,9 @@ def test_a_pool_that_a_directive_opened_in_a_server_before_it_forked(postgres: A
         return theirs != mine and connection.pool.max_size == 4
 
     assert in_a_child(work)
-    assert backend() == mine  # and the child has not hung up on it
+    with connection.cursor() as cursor:  # and the child has not hung up on it
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [mine])
+        assert cursor.fetchone() == (1,)
     assert connection.pool.max_size == 8
 
 
