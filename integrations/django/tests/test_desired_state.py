@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from faults import until
 
 from error_logging import actuators, desired_state
 from error_logging.actuators.base import Change
+from error_logging.ai_error_recovery import AutoRecoveryExecutor
 from error_logging.testing import directive
 
 
@@ -45,6 +47,9 @@ def lamp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lamp]:
     desired_state.reset()
     made = Lamp()
     monkeypatch.setattr(actuators, "REGISTRY", {"lamp": made, "cache_clear": made})
+    for kind in ("execute", "revert"):
+        method = partial(actuators.carry_out, revert=kind == "revert")
+        monkeypatch.setattr(AutoRecoveryExecutor, f"_{kind}_lamp", staticmethod(method), raising=False)
     yield made
     made.fails = False
     desired_state.reset()

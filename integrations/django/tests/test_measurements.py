@@ -126,7 +126,7 @@ def test_the_key_that_a_cache_failed_at(redis_cache: str, settings: Any) -> None
         client.set("site:1:report", b"\x80\x05broken")
         error = raised(lambda: cache.get("report"))
         client.delete("site:1:report")
-    assert of(error)["cache"] == {"alias": "default", "key": "report", "prefix": "site"}
+    assert of(error)["cache"] == {"alias": "default", "key": "report", "prefix": "site", "kind": "redis"}
 
 
 def test_a_cache_out_of_reach(settings: Any) -> None:

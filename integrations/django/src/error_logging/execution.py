@@ -13,7 +13,7 @@ from typing import Any
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from error_logging.actuators import REGISTRY
+from error_logging import actuators
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.ai_error_recovery import AutoRecoveryExecutor, RecoveryStrategy
 from error_logging.conf import current
@@ -73,7 +73,7 @@ def carry_out(action: Action, *, revert: bool = False, deadline: float | None = 
     strategy, here = str(action.get("strategy")), executor()
     kind = "revert" if revert else "execute"
     method: Callable[[Action], Any] | None = getattr(here, f"_{kind}_{strategy}", None)
-    if strategy not in REGISTRY and strategy not in custom():
+    if strategy not in actuators.REGISTRY and strategy not in custom():
         raise NotSupported(f"this application has no {strategy}")
     if method is None:
         raise NotSupported(f"{type(here).__name__} has no _{kind}_{strategy}")
