@@ -17,15 +17,19 @@ from upright.adapters import runbook_files
 from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
+from upright.adapters.models import ModelLibrary
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
 from upright.services.dependencies import Dependencies, provided
+from upright.services.learning.scorer import Scorer
 
 __all__ = ["Dependencies", "current", "dependencies", "process_name", "serve", "serve_until"]
 
 logger = logging.getLogger("upright")
 
+LEARNING_S = 2.0
+"""Between looks at what recoveries have taught."""
 DATABASE_PATIENCE_S = 60.0
 """How long a start waits for PostgreSQL."""
 
@@ -47,7 +51,15 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
         store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
         await bus.open()
         dispatch = CommandDispatch(store, bus)
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus)
+        scorer = Scorer(
+            store,
+            ModelLibrary(store, settings.project / "models", book.priors),
+            book.priors,
+            learning=settings.learning,
+            epsilon=settings.exploration,
+            escalation_s=settings.escalation_cost_s,
+        )
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, scorer)
     finally:
         await bus.close()
         await database.close()
@@ -70,6 +82,9 @@ async def current() -> AsyncGenerator[Dependencies]:
         yield warm
     else:
         async with dependencies(Settings(), kind="worker") as made:
+            if made.scorer is not None:
+                with contextlib.suppress(Unavailable):
+                    await made.scorer.refresh()
             yield made
 
 
@@ -148,9 +163,12 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
             async with runner.running(wait=False) as working:
                 serving = asyncio.create_task(server.serve(sockets=[listener]))
                 stopping = asyncio.wrap_future(stop)
+                assert found.scorer is not None  # noqa: S101 (dependencies() has made it)
+                learning = asyncio.create_task(found.scorer.follow(LEARNING_S))
                 announced = asyncio.create_task(_announce(runner.registered, listener, ready))
                 await asyncio.wait({serving, stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 announced.cancel()
+                learning.cancel()
                 bus.drain()
                 server.should_exit = True
                 await serving

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
+from upright.services.learning.scorer import Scorer
 from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, RecoveryStore
 
 
@@ -26,6 +27,8 @@ class Dependencies:
     mailer: Mailer | None = None
     """The service's own way to send e-mail; None where UPRIGHT_SMTP_URL is not set."""
     bus: Any = None
+    scorer: Scorer | None = None
+    """What has been learned; None scores by the priors."""
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)
