@@ -22,9 +22,10 @@ from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
 from upright.services.dependencies import Dependencies, provided
+from upright.services.learning.estimate import Prior
 from upright.services.learning.scorer import Scorer
 
-__all__ = ["Dependencies", "current", "dependencies", "process_name", "serve", "serve_until"]
+__all__ = ["Dependencies", "current", "dependencies", "library", "process_name", "serve", "serve_until"]
 
 logger = logging.getLogger("upright")
 
@@ -53,7 +54,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
         dispatch = CommandDispatch(store, bus)
         scorer = Scorer(
             store,
-            ModelLibrary(store, settings.project / "models", book.priors),
+            _models(store, settings, book.priors),
             book.priors,
             learning=settings.learning,
             epsilon=settings.exploration,
@@ -63,6 +64,26 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
     finally:
         await bus.close()
         await database.close()
+
+
+@contextlib.asynccontextmanager
+async def library(settings: Settings | None = None) -> AsyncGenerator[tuple[ModelLibrary, PostgresStore]]:
+    """The versions of models, and the store that they are in: for training and choosing one. Settings are those of the
+    warm process, or of the environment, if not given."""
+    if settings is None:
+        warm = provided()
+        settings = warm.settings if warm is not None else Settings()
+    priors = runbook_files.load(settings.project).priors
+    database = await Database.open(database_url(settings), pool_size=2, timeout_s=60)
+    try:
+        store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
+        yield _models(store, settings, priors), store
+    finally:
+        await database.close()
+
+
+def _models(store: PostgresStore, settings: Settings, priors: Mapping[str, Prior]) -> ModelLibrary:
+    return ModelLibrary(store, settings.project / "models", priors, escalation_s=settings.escalation_cost_s)
 
 
 def database_url(settings: Settings) -> str:

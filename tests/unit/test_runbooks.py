@@ -75,7 +75,8 @@ def test_the_priors_file_holds_the_built_in_rates() -> None:
 def test_prefect_yaml_deploys_every_runbook() -> None:
     deployments = YAML(typ="safe").load(PROJECT / "prefect.yaml")["deployments"]
     assert {one["name"]: one["entrypoint"] for one in deployments} == {
-        one.name: f"flows/runbook.py:{one.name.replace('-', '_')}" for one in runbook_files.load(PROJECT)
+        **{one.name: f"flows/runbook.py:{one.name.replace('-', '_')}" for one in runbook_files.load(PROJECT)},
+        "train-models": "flows/train.py:train_models",
     }
 
 

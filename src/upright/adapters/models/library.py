@@ -17,7 +17,7 @@ from pathlib import Path
 
 from upright.adapters.models.challenger_file import dump, load
 from upright.domain.message import Json
-from upright.errors import NotFound
+from upright.errors import NotFound, UprightError
 from upright.services.learning.challenger import Challenger
 from upright.services.learning.episode import Episode
 from upright.services.learning.estimate import Prior
@@ -31,14 +31,17 @@ MAX_EPISODES = 20_000
 
 
 class ModelLibrary:
-    def __init__(self, store: VersionStore, directory: Path, priors: Mapping[str, Prior]) -> None:
+    def __init__(
+        self, store: VersionStore, directory: Path, priors: Mapping[str, Prior], *, escalation_s: float = ESCALATION_S
+    ) -> None:
         """`directory`: the project's models/. It may be read-only; the database then has what there is."""
         self._store, self._directory, self._priors = store, directory, priors
+        self._escalation_s = escalation_s
 
-    async def train(self, tenant: str, *, escalation_s: float = ESCALATION_S) -> tuple[ModelVersion, Trained]:
+    async def train(self, tenant: str) -> tuple[ModelVersion, Trained]:
         """A new version from all outcomes of the tenant. It does not act before it is promoted."""
         episodes = [one.episode for one in await self._outcomes(tenant)]
-        trained = await _apart(episodes, self._priors, escalation_s)
+        trained = await _apart(episodes, self._priors, self._escalation_s)
         until = datetime.fromtimestamp(episodes[-1].at, UTC) if episodes else None
         version = await self._store.add_version(
             tenant,
@@ -61,10 +64,10 @@ class ModelLibrary:
         await asyncio.to_thread(self._write, found, artifact, trained.learned.beta.as_json())
         return found, trained
 
-    async def evaluate(self, tenant: str, *, escalation_s: float = ESCALATION_S) -> Trained:
+    async def evaluate(self, tenant: str) -> Trained:
         """What training would find now; nothing is kept."""
         episodes = [one.episode for one in await self._outcomes(tenant)]
-        return await _apart(episodes, self._priors, escalation_s)
+        return await _apart(episodes, self._priors, self._escalation_s)
 
     async def promote(self, tenant: str, version: int, *, who: str, force: bool = False) -> ModelVersion:
         """Let a challenger act. Raises ModelRefused where the gate did, unless `force`, or it can't be loaded."""
@@ -101,6 +104,14 @@ class ModelLibrary:
             if data is None or hashlib.sha256(data).hexdigest() != found.sha256:
                 raise ModelRefused("its file, and the database's copy of it, are missing or damaged")
         return await asyncio.to_thread(load, data), found.trained_until
+
+    async def problem(self, tenant: str, version: int) -> str:
+        """Why a version can't be used, or ""."""
+        try:
+            await self.challenger(tenant, version)
+        except UprightError as error:
+            return str(error)
+        return ""
 
     async def _outcomes(self, tenant: str) -> Sequence[Outcome]:
         return [one for one in await self._store.outcomes(None, MAX_EPISODES) if one.tenant == tenant]
