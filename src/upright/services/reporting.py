@@ -75,7 +75,7 @@ def with_evidence(acted: Acted, verdict: Verdict) -> str:
     """The same, and what had spoken for trying it."""
     why = verdict_reason(acted, verdict)
     known = acted.choice.evidence
-    return f"{why}; tried for {known}" if known else why
+    return f"{why}; tried for its {known}" if known else why
 
 
 def _described(evidence: Evidence | None) -> str:

@@ -20,6 +20,7 @@ from upright.services.book import Book
 
 FLOW_FILE = Path("flows") / "runbook.py"
 TRAINING_FILE = Path("flows") / "train.py"
+SCHEDULE_FIELDS = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
 TRAINING, TRAINING_FUNCTION = "train-models", "train_models"
 
 # Validating job variables against the pool's template is over half of what creating a run costs the server.
@@ -118,9 +119,11 @@ def load_training(project: Path) -> Flow[..., Any] | None:
 
 async def _register_training(client: PrefectClient, flow: Flow[..., Any], project: Path, work_pool: str) -> Deployed:
     """Its schedule is ours only the first time: what was changed in Prefect's UI since stays."""
-    schedules: list[DeploymentScheduleCreate] | None = None
     try:
-        await client.read_deployment_by_name(f"{TRAINING}/{TRAINING}")
+        existing = await client.read_deployment_by_name(f"{TRAINING}/{TRAINING}")
+        # Registering anew would remove them.
+        kept = [one.model_dump(exclude_unset=True, include=SCHEDULE_FIELDS) for one in existing.schedules]
+        schedules = [DeploymentScheduleCreate.model_validate(one) for one in kept]
     except ObjectNotFound:
         nightly = CronSchedule(cron="17 3 * * *", timezone="UTC")
         schedules = [DeploymentScheduleCreate(schedule=nightly, active=True)]
