@@ -25,7 +25,7 @@ LOGS = (1000, 3000)
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make learn", description=__doc__)
-    parser.add_argument("--worlds", type=int, default=21, help="of each kind (default: 21)")
+    parser.add_argument("--worlds", type=int, default=24, help="of each kind (default: 24)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()

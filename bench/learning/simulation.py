@@ -221,9 +221,11 @@ def violations(context: Context, decision: Decision, estimates: Sequence[Estimat
 class Speed:
     p50_ms: float
     p99_ms: float
+    """Of the median round: the rest is what else the machine did."""
+    worst_p99_ms: float
 
 
-def scoring_speed(rounds: int = 3000) -> Speed:
+def scoring_speed(rounds: int = 9, calls: int = 500) -> Speed:
     """`rank` as a recovery calls it: context, preconditions, estimates, decision, with a promoted challenger."""
     from upright.domain.runbook import Runbook
     from upright.services.learning.context import context_of
@@ -239,13 +241,17 @@ def scoring_speed(rounds: int = 3000) -> Speed:
     measurements = {**CANCELLED_FOR_TIMEOUT, **EXHAUSTED, "cache": {"alias": "default", "key": "catalog:42"}}
     event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=measurements)
     fleet = Fleet(waiter_present=True)
-    taken: list[float] = []
-    for index in range(rounds):
-        began = time.perf_counter()
-        severity = event.error.severity or _low()
-        rank(runbook, event, fleet, PRIORS, learned, context_of(event, severity), draw=index / rounds)
-        taken.append((time.perf_counter() - began) * 1000)
-    return Speed(float(np.percentile(taken, 50)), float(np.percentile(taken, 99)))
+    severity = event.error.severity or _low()
+    found: list[list[float]] = []
+    for _ in range(rounds):
+        taken: list[float] = []
+        for index in range(calls):
+            began = time.perf_counter()
+            rank(runbook, event, fleet, PRIORS, learned, context_of(event, severity), draw=index / calls)
+            taken.append((time.perf_counter() - began) * 1000)
+        found.append(taken)
+    tails = [float(np.percentile(taken, 99)) for taken in found]
+    return Speed(float(np.percentile(np.concatenate(found), 50)), float(np.median(tails)), max(tails))
 
 
 def _low():

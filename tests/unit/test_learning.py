@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -364,3 +366,12 @@ def test_a_challenger_swaps_only_where_exploration_may() -> None:
     assert decision.order[0].evidence == "model 3 says 90%"
     assert order(rival.decide(replace(SHOP, severity="critical"), steps))[0] == "retry"
     assert order(rival.decide(replace(SHOP, outage=True), steps))[0] == "retry"
+
+
+def test_the_service_starts_without_scikit_learn() -> None:
+    """Its import takes a second and more; only training and promoted models need it."""
+    code = (
+        "import sys, upright.bootstrap, upright.cli; print({'sklearn', 'skops', 'scipy', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -157,6 +157,7 @@ recovery = Table(
     Index("recovery_incident_id_created_at_idx", "incident_id", "created_at"),
     Index("recovery_error_id_idx", "error_id"),
     Index("recovery_flow_run_id_idx", "flow_run_id"),
+    Index("recovery_finished_at_idx", "finished_at"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
     Index(
         "recovery_open_idx",

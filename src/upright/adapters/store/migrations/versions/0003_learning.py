@@ -11,6 +11,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
+    op.create_index("recovery_finished_at_idx", "recovery", ["finished_at"], schema="upright")
     op.add_column("action", sa.Column("propensity", postgresql.DOUBLE_PRECISION(), nullable=True), schema="upright")
     op.add_column(
         "action",
@@ -54,3 +55,4 @@ def downgrade() -> None:
     op.drop_table("model_version", schema="upright")
     op.drop_column("action", "attributed", schema="upright")
     op.drop_column("action", "propensity", schema="upright")
+    op.drop_index("recovery_finished_at_idx", "recovery", schema="upright")
