@@ -109,7 +109,7 @@ class Recovery:
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
         if left:
-            resumed = bool(self._actions)
+            resumed = bool(record.actions)
             ranking = rank(
                 self.runbook.model_copy(update={"steps": left}),
                 self.event,
