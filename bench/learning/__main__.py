@@ -39,7 +39,7 @@ def main() -> int:
     speed, draws, cold_start = scoring_speed(), draw_explorations(), cold_start_agrees()
     seeds = range(given.worlds)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=os.nice, initargs=(10,)) as pool:
         guide = [pool.submit(play_world, seed, None) for seed in seeds]
         chosen = [pool.submit(play_world, seed, 3) for seed in seeds]
         judged = {length: [pool.submit(judge_world, seed, length) for seed in seeds] for length in LOGS}
