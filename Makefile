@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROJECTS := pyproject.toml integrations/django/pyproject.toml hatch_build.py constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: help up demo test test-unit test-django test-shop test-system lint format types migrations bench screenshots clean
+.PHONY: help up demo test test-unit test-django test-shop test-system lint format types migrations bench learn screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ migrations: $(STAMP)-shop ## Check that no Django migration is missing
 bench: $(STAMP)-shop $(STAMP)-test $(STAMP)-bench ## Measure each speed beside its peer
 	$(PYTHON) -m bench $(ARGS)
 
+learn: $(STAMP)-shop $(STAMP)-learn ## Show on simulated worlds how well scoring learns; writes models/results
+	$(PYTHON) -m bench.learning $(ARGS)
+
 clean: ## Remove what was installed and made, embedded engines' data included
 	rm -rf .venv .upright .pytest_cache .ruff_cache .import_linter_cache build dist
 
@@ -71,6 +74,6 @@ $(STAMP)-shop: $(PYTHON) $(PROJECTS)
 	@.ci/install shop --editable '.[embedded]' --editable integrations/django
 	@touch $@
 
-$(STAMP)-test $(STAMP)-lint $(STAMP)-browser $(STAMP)-bench: $(STAMP)-%: $(PYTHON) $(PROJECTS)
+$(STAMP)-test $(STAMP)-lint $(STAMP)-browser $(STAMP)-bench $(STAMP)-learn: $(STAMP)-%: $(PYTHON) $(PROJECTS)
 	@.ci/install $*
 	@touch $@

@@ -17,15 +17,20 @@ from upright.adapters import platforms, runbook_files
 from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
+from upright.adapters.models import ModelLibrary
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
 from upright.services.dependencies import Dependencies, provided
+from upright.services.learning.estimate import Prior
+from upright.services.learning.scorer import Scorer
 
-__all__ = ["Dependencies", "current", "dependencies", "process_name", "serve", "serve_until"]
+__all__ = ["Dependencies", "current", "dependencies", "library", "process_name", "serve", "serve_until"]
 
 logger = logging.getLogger("upright")
 
+LEARNING_S = 2.0
+"""Between looks at what recoveries have taught."""
 DATABASE_PATIENCE_S = 60.0
 """How long a start waits for PostgreSQL."""
 
@@ -48,10 +53,38 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
         store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
         await bus.open()
         dispatch = CommandDispatch(store, bus)
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services)
+        scorer = Scorer(
+            store,
+            _models(store, settings, book.priors),
+            book.priors,
+            learning=settings.learning,
+            epsilon=settings.exploration,
+            escalation_s=settings.escalation_cost_s,
+        )
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services, scorer)
     finally:
         await bus.close()
         await database.close()
+
+
+@contextlib.asynccontextmanager
+async def library(settings: Settings | None = None) -> AsyncGenerator[tuple[ModelLibrary, PostgresStore]]:
+    """The versions of models, and the store that they are in: for training and choosing one. Settings are those of the
+    warm process, or of the environment, if not given."""
+    if settings is None:
+        warm = provided()
+        settings = warm.settings if warm is not None else Settings()
+    priors = runbook_files.load(settings.project).priors
+    database = await Database.open(database_url(settings), pool_size=2, timeout_s=60)
+    try:
+        store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
+        yield _models(store, settings, priors), store
+    finally:
+        await database.close()
+
+
+def _models(store: PostgresStore, settings: Settings, priors: Mapping[str, Prior]) -> ModelLibrary:
+    return ModelLibrary(store, settings.project / "models", priors, escalation_s=settings.escalation_cost_s)
 
 
 def database_url(settings: Settings) -> str:
@@ -71,6 +104,9 @@ async def current() -> AsyncGenerator[Dependencies]:
         yield warm
     else:
         async with dependencies(Settings(), kind="worker") as made:
+            if made.scorer is not None:
+                with contextlib.suppress(Unavailable):
+                    await made.scorer.refresh()
             yield made
 
 
@@ -154,10 +190,13 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
             async with runner.running(wait=False) as working:
                 serving = asyncio.create_task(server.serve(sockets=[listener]))
                 stopping = asyncio.wrap_future(stop)
+                assert found.scorer is not None  # noqa: S101 (dependencies() has made it)
+                learning = asyncio.create_task(found.scorer.follow(LEARNING_S))
                 announced = asyncio.create_task(_announce(runner.registered, listener, ready))
                 looking = [asyncio.create_task(one.run()) for one in (reverts, watch)]
                 await asyncio.wait({serving, stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 announced.cancel()
+                learning.cancel()
                 for task in looking:
                     task.cancel()
                 await asyncio.gather(*looking, return_exceptions=True)

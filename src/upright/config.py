@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     """How long a recovery stays with a runner that gives no sign of life."""
     reconcile_s: Annotated[float, Field(ge=0.1, le=60)] = 1
     instance_ttl_s: Annotated[float, Field(ge=5, le=600)] = 60
+    learning: Literal["off", "beta", "on"] = "on"
+    """What may score at most: priors alone (the kill switch), the Beta model, or a promoted challenger too."""
+    exploration: Annotated[float, Field(ge=0, le=0.05)] = 0.05
+    """How often the first two strategies change places where that is allowed; 0: never."""
+    escalation_cost_s: Annotated[float, Field(ge=1, le=86_400)] = 120
+    """What it costs until a person has seen to an error that nothing repaired."""
     smtp_url: SecretStr | None = None
     """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
     alert_recipients: list[str] = Field(default_factory=list[str])

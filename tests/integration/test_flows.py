@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
+from upright.adapters import default_project
 from upright.adapters.engines import EmbeddedPrefect
 from upright.domain.directive import Acknowledgement, Command, CommandResult
 from upright.domain.verdict import Evidence, Status
@@ -198,3 +199,39 @@ async def test_a_run_for_an_error_that_nobody_knows_fails_with_the_reason(here: 
     assert run.state is not None
     assert run.state.is_failed()
     assert "'nobody-knows' is not the id of an error" in (run.state.message or "")
+
+
+async def test_what_was_learned_orders_the_steps_and_is_told_with_its_evidence(
+    here: Warm, client: PrefectClient
+) -> None:
+    await here.ended(await here.submit(slow_query()))
+    scorer = here.dependencies.scorer
+    assert scorer is not None
+    await scorer.refresh()
+    again = slow_query(request=page(route="another/"), desired_version=1)
+    ended = await here.ended(await here.submit(again))
+    [action] = [one for one in ended.actions if one.strategy == "timeout_increase"]
+    assert action.reason == "replay passed; tried for its 1 of 1 in this service"
+    assert (action.propensity, action.attributed) == (1.0, True)
+    report = await artifact(client, await flow_run(client, ended))
+    assert "(1 of 1 in this service)" in report
+
+
+async def test_training_is_a_flow_that_keeps_what_the_gate_refuses(
+    fresh_postgres_url: str, prefect_server: EmbeddedPrefect, client: PrefectClient, tmp_path: Path
+) -> None:
+    default_project.make(tmp_path / "ops")
+    async with warm(fresh_postgres_url, ScriptedDispatch(waiter=Application()), tmp_path / "ops") as here:
+        await here.ended(await here.submit(slow_query()))
+        deployment = here.runner.deployed["train-models"]
+        found = await client.read_deployment(deployment.deployment_id)
+        assert [(getattr(one.schedule, "cron", None), one.active) for one in found.schedules] == [("17 3 * * *", True)]
+        made = await client.create_flow_run_from_deployment(deployment.deployment_id, parameters={"promote": True})
+        run = await finished(client, made.id)
+        assert run.state is not None
+        assert run.state.is_completed()
+        assert (run.state.message or "").startswith("Model 1 does not act: 1 outcomes, 1 of them successes")
+        assert [one.version for one in await here.store.versions("default")] == [1]
+        assert await here.store.model_uses() == {}
+        card = (tmp_path / "ops" / "models" / "score-default-1.md").read_text()
+    assert "# Scoring model 1" in card

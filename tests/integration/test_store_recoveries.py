@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import TextClause, text
 
-from upright.adapters.store import PostgresStore, commands, recoveries
+from upright.adapters.store import PostgresStore, commands, learning, recoveries
 from upright.adapters.store.database import Transaction
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.errors import NotFound, RecoveryInFlight, StaleEpoch
@@ -169,6 +169,12 @@ async def test_frequent_looks_go_by_indexes(replica: Replica) -> None:
     assert {name for name in ("recovery_open_idx", "recovery_unfinished_idx") if name in expired} == {
         "recovery_open_idx",
         "recovery_unfinished_idx",
+    }
+    assert "recovery_finished_at_idx" in await plan(learning._LATEST)
+    outcomes = await plan(learning._OUTCOMES, since=None, limit=100, relapse_s=900)
+    assert {name for name in ("recovery_finished_at_idx", "error_incident_id_idx") if name in outcomes} == {
+        "recovery_finished_at_idx",
+        "error_incident_id_idx",
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,6 +20,9 @@ from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.errors import NotFound, StaleEpoch, Unavailable
 from upright.services.dependencies import Dependencies
+from upright.services.learning import Attempt, Beta, Costs, Episode, Learned
+from upright.services.learning.context import context_of
+from upright.services.learning.scorer import Scorer
 from upright.services.recovery import Recovery
 from upright.services.routing import Router
 from upright.testing.events import (
@@ -628,3 +632,83 @@ async def test_what_was_told_of_an_earlier_circuit_is_no_evidence() -> None:
     recovery = await circuit_broken(bench)
     assert recovery.record.status is Status.UNKNOWN
     assert "the change was withdrawn" in recovery.actions[0].reason
+
+
+# Learning
+
+
+class Scores:
+    """A scorer that knows this."""
+
+    def __init__(self, learned: Learned) -> None:
+        self._learned = learned
+
+    def learned(self, tenant: str) -> Learned:
+        return self._learned
+
+
+def two_ways(**fields: Any) -> Event:
+    """An error that cache_clear and timeout_increase apply to, and that is not critical."""
+    measurements = {**CANCELLED_FOR_TIMEOUT, "cache": {"alias": "default", "key": "catalog:42"}}
+    return error_event(DJANGO_OPERATIONAL_ERROR, measurements=measurements, environment="staging", **fields)
+
+
+def scoring(bench: Bench, learned: Learned) -> None:
+    bench.dependencies = replace(bench.dependencies, scorer=cast(Scorer, Scores(learned)))
+
+
+async def test_a_repeated_scoring_explores_as_it_did_the_first_time() -> None:
+    bench = Bench(answering(PASSED))
+    scoring(bench, Learned(Beta(BOOK.priors), Costs(BOOK.priors), epsilon=0.5))
+    orders: set[tuple[str, ...]] = set()
+    for _ in range(20):
+        recovery = await bench.open(two_ways())
+        first = [one.strategy for one in (await recovery.score()).tried]
+        assert [one.strategy for one in (await recovery.score()).tried] == first
+        orders.add(tuple(first))
+        await recovery.conclude()
+    assert orders == {("cache_clear", "timeout_increase"), ("timeout_increase", "cache_clear")}
+
+
+async def test_an_action_tells_how_likely_it_was_and_the_explanation_what_it_was_chosen_by() -> None:
+    bench = Bench(answering(FAILED))
+    scoring(bench, Learned(Beta(BOOK.priors), Costs(BOOK.priors), epsilon=0.05))
+    recovery = await bench.open(two_ways())
+    await carry_out(recovery)
+    done = {one.strategy: one.propensity for one in recovery.actions if one.verdict is Verdict.NOT_RECOVERED}
+    assert done in ({"cache_clear": 0.95, "timeout_increase": 0.95}, {"cache_clear": 0.05, "timeout_increase": 0.05})
+    learning = cast(dict[str, Any], recovery.explanation()["learning"])
+    assert learning["propensity"] == done["cache_clear"]
+    assert learning["candidates"] == ["timeout_increase", "cache_clear"]
+    assert (learning["context"]["severity"], learning["context"]["situation"]) == ("high", "cancelled")
+
+
+async def test_what_is_not_worth_its_cost_is_skipped_with_the_reason() -> None:
+    bench = Bench(answering(PASSED))
+    learned = Learned(Beta(BOOK.priors), Costs(BOOK.priors), escalation_s=1)
+    recovery = await bench.open(two_ways())
+    context = context_of(two_ways(), recovery.record.severity)
+    for _ in range(40):
+        attempt = Attempt("cache_clear", success=False, cost_s=3)
+        learned.learn(Episode(context, ("cache_clear",), (attempt,), at=datetime.now(UTC).timestamp()))
+    scoring(bench, learned)
+    recovery = await bench.open(two_ways())
+    ranking = await recovery.score()
+    assert [one.strategy for one in ranking.tried] == ["timeout_increase"]
+    found = recovery.finished("cache_clear")
+    assert found is not None
+    assert found.verdict is Verdict.SKIPPED
+    assert found.reason.startswith("left out: 0 of 40 in this service")
+
+
+async def test_a_run_that_is_taken_up_again_does_not_explore() -> None:
+    bench = Bench(answering(PASSED))
+    scoring(bench, Learned(Beta(BOOK.priors), Costs(BOOK.priors), epsilon=1.0))
+    recovery = await bench.open(two_ways())
+    assert [one.strategy for one in (await recovery.score()).tried] == ["timeout_increase", "cache_clear"]
+    record = recovery.record
+    again = await bench.begin(record.error_id, record.runbook, record.flow_run_id)
+    assert again.record.id == record.id
+    ranking = await again.score()
+    assert [one.strategy for one in ranking.tried] == ["cache_clear", "timeout_increase"]
+    assert ranking.learning["resumed"] is True

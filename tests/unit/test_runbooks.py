@@ -82,7 +82,8 @@ def test_the_priors_file_holds_the_built_in_rates() -> None:
 def test_prefect_yaml_deploys_every_runbook() -> None:
     deployments = YAML(typ="safe").load(PROJECT / "prefect.yaml")["deployments"]
     assert {one["name"]: one["entrypoint"] for one in deployments} == {
-        one.name: f"flows/runbook.py:{one.name.replace('-', '_')}" for one in runbook_files.load(PROJECT)
+        **{one.name: f"flows/runbook.py:{one.name.replace('-', '_')}" for one in runbook_files.load(PROJECT)},
+        "train-models": "flows/train.py:train_models",
     }
 
 
@@ -264,7 +265,7 @@ def test_a_declared_strategy_may_be_named_and_is_scored(project: Path) -> None:
     assert (book.priors["custom_strategy"].success_rate, book.priors["custom_strategy"].cost_s) == (0.9, 2)
     capabilities = {"strategies": {"custom_strategy": {"custom": True}}}
     process = Instance("host:1:boot", "django", 0, {}, capabilities, {}, datetime.now(UTC))
-    ranking = rank(book.runbook("mine"), error_event(), Fleet([process]), book.priors, book.strategies)
+    ranking = rank(book.runbook("mine"), error_event(), Fleet([process]), book.priors, strategies=book.strategies)
     assert [choice.score for choice in ranking.tried] == [0.45]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from upright.errors import ConfigurationError
 
 CONTENTS = ("flows", "runbooks", "models", "prefect.yaml", "platforms.yaml")
-_SKIPPED = {"__pycache__"}
+_SKIPPED = {"__pycache__", "results"}
+_TRAINED = "score-"
+"""Trained models are their project's own."""
 
 
 def make(directory: Path) -> None:
@@ -42,7 +44,7 @@ def _copy(source: Traversable, target: Path) -> None:
     if source.is_dir():
         target.mkdir()
         for child in source.iterdir():
-            if child.name not in _SKIPPED:
+            if child.name not in _SKIPPED and not child.name.startswith(_TRAINED):
                 _copy(child, target / child.name)
         return
     with source.open("rb") as original, target.open("wb") as copy:

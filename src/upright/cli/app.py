@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.markup import escape
 
-from upright.cli import doctor, errors, init, runbooks, serve, up
+from upright.cli import doctor, errors, init, model, runbooks, serve, up
 from upright.cli.output import errors as stderr
 from upright.errors import UprightError
 
@@ -26,6 +26,7 @@ app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(errors.app, name="errors")
+app.add_typer(model.app, name="model")
 app.add_typer(runbooks.app, name="runbooks")
 
 

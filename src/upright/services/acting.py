@@ -89,6 +89,8 @@ class Acted:
             cost_s=self.choice.cost_s,
             duration_ms=round(self.duration_ms, 1),
             directive_version=self.directive.version if self.directive else None,
+            propensity=self.choice.propensity,
+            attributed=self.own,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
+from upright.services.learning.scorer import Scorer
 from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, RecoveryStore
 from upright.services.running import RunningService
 
@@ -30,6 +31,8 @@ class Dependencies:
     bus: Any = None
     platforms: Mapping[tuple[str, str], RunningService] = field(default_factory=dict[tuple[str, str], RunningService])
     """By tenant and service; those whose processes may be scaled and restarted from here."""
+    scorer: Scorer | None = None
+    """What has been learned; None scores by the priors."""
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)

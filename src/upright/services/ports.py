@@ -35,6 +35,10 @@ class ActionRecord:
     cost_s: float | None = None
     duration_ms: float = 0.0
     directive_version: int | None = None
+    propensity: float | None = None
+    """How likely scoring was to give it its place; None where it was not scored."""
+    attributed: bool = True
+    """Whether this action is the cause of what its verdict says, and not another recovery's."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,10 @@ class RecoveryStore(Protocol):
         ...
 
     async def unlock_actuators(self, recovery_id: UUID) -> None: ...
+
+    async def in_flight(self, tenant: str, service: str) -> int:
+        """Unfinished recoveries of a service."""
+        ...
 
 
 class FleetStore(Protocol):

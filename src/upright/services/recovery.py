@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from upright.errors import NotFound
 from upright.services import reporting
 from upright.services.acting import Acted, Actor, fleet_of
 from upright.services.dependencies import Dependencies
+from upright.services.learning.context import context_of
 from upright.services.ports import ActionRecord, RecoveryRecord
 from upright.services.scoring import Choice, Ranking, rank
 from upright.services.strategies import Fleet
@@ -100,12 +102,27 @@ class Recovery:
 
     async def score(self) -> Ranking:
         """Order the steps. What does not apply is recorded as skipped, with its reason."""
-        self._fleet = await fleet_of(self.dependencies, self.record, self.runbook)
+        record, scorer = self.record, self.dependencies.scorer
+        self._fleet, in_flight = await asyncio.gather(
+            fleet_of(self.dependencies, record, self.runbook), self._store.in_flight(record.tenant, record.service)
+        )
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
         if left:
-            runbook, strategies = self.runbook.model_copy(update={"steps": left}), self.dependencies.book.strategies
-            ranking = rank(runbook, self.event, self._fleet, priors, strategies)
+            resumed = bool(record.actions)
+            ranking = rank(
+                self.runbook.model_copy(update={"steps": left}),
+                self.event,
+                self._fleet,
+                priors,
+                scorer.learned(record.tenant) if scorer is not None else None,
+                context_of(self.event, record.severity, in_flight=in_flight),
+                strategies=self.dependencies.book.strategies,
+                # The same again when the task is repeated; and what is taken up again does not explore.
+                draw=1.0 if resumed else random.Random(record.id.int).random(),  # noqa: S311 (no secret)
+            )
+            if resumed:
+                ranking = replace(ranking, learning={**ranking.learning, "resumed": True})
         else:
             ranking = Ranking([], [], self.runbook.order)
         self.ranking = ranking
@@ -143,7 +160,7 @@ class Recovery:
         else:
             await self._actor.withdraw(acted)
         self._verified.append(acted)
-        return await self._settle(acted, verdict, reporting.verdict_reason(acted, verdict))
+        return await self._settle(acted, verdict, reporting.with_evidence(acted, verdict))
 
     async def give_up(self, choice: Choice, why: str) -> ActionRecord:
         """An action that could not be carried out, or whose verification failed on our side."""

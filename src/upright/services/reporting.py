@@ -73,6 +73,13 @@ def verdict_reason(acted: Acted, verdict: Verdict) -> str:
     return "; ".join(parts)
 
 
+def with_evidence(acted: Acted, verdict: Verdict) -> str:
+    """The same, and what had spoken for trying it."""
+    why = verdict_reason(acted, verdict)
+    known = acted.choice.evidence
+    return f"{why}; tried for its {known}" if known else why
+
+
 def _described(evidence: Evidence | None) -> str:
     if evidence is None:
         return "no evidence could be had"

@@ -1,27 +1,27 @@
 """Scoring: in which order a runbook's strategies are tried, and why.
 
 For independent attempts one after another, descending success rate per cost has the least expected time to recovery
-(models/README.md).
+(models/README.md). Rates and costs are priors until something has been learned (services/learning).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
 
 from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook, Step
+from upright.domain.severity import Severity
+from upright.services.learning.context import Context, context_of
+from upright.services.learning.estimate import Estimate, Prior
+from upright.services.learning.learned import Learned
+from upright.services.learning.policy import Decision, as_written
 from upright.services.strategies import STRATEGIES, Fleet, Strategy
 
-
-@dataclass(frozen=True)
-class Prior:
-    success_rate: float
-    """0 to 1."""
-    cost_s: float
+__all__ = ["Choice", "Prior", "Ranking", "built_in_priors", "rank", "reason"]
 
 
 def built_in_priors() -> dict[str, Prior]:
@@ -38,6 +38,10 @@ class Choice:
     cost_s: float
     unmet: str | None
     """Why it is not tried, or None."""
+    evidence: str = ""
+    """What the rate rests on; empty where it is a prior."""
+    propensity: float = 1.0
+    """How likely it was to get its place."""
 
     @property
     def strategy(self) -> str:
@@ -56,6 +60,8 @@ class Ranking:
     skipped: Sequence[Choice]
     order: str
     """`scored` or `fixed`, as the runbook says."""
+    learning: Json = field(default_factory=dict[str, object])
+    """What a later training needs of this decision."""
 
     def explanation(self) -> Json:
         def described(choice: Choice) -> Json:
@@ -68,6 +74,7 @@ class Ranking:
             }
 
         return {
+            **({"learning": self.learning} if self.learning else {}),
             "order": self.order,
             "tried": [described(one) for one in self.tried],
             "skipped": [described(one) for one in self.skipped],
@@ -75,7 +82,8 @@ class Ranking:
 
 
 def reason(choice: Choice) -> str:
-    return f"{choice.success_rate:.0%} expected at {choice.cost_s:g} s: {choice.score:.3f} a second"
+    how = f"{choice.success_rate:.0%} expected at {choice.cost_s:.3g} s: {choice.score:.3f} a second"
+    return f"{how} ({choice.evidence})" if choice.evidence else how
 
 
 def rank(
@@ -83,16 +91,51 @@ def rank(
     event: Event,
     fleet: Fleet,
     priors: Mapping[str, Prior],
+    learned: Learned | None = None,
+    context: Context | None = None,
+    *,
     strategies: Mapping[str, Strategy] = STRATEGIES,
+    draw: float = 1.0,
 ) -> Ranking:
-    """Weigh every step. Preconditions come first: what can't help is not ordered, however well it would score."""
-    choices: list[Choice] = []
+    """Weigh every step. Preconditions come first: what can't help is not ordered, however well it would score.
+
+    `draw`: uniform in [0, 1); a low one explores, where that is allowed."""
+    learned = learned or Learned.nothing(priors)
+    context = context or context_of(event, event.error.severity or Severity.LOW)
+    choices: dict[str, Choice] = {}
     for step in runbook.steps:
         strategy, prior = strategies[step.strategy], priors[step.strategy]
         parameters = strategy.parameters.model_validate(step.parameters)
         unmet = strategy.precondition(event, fleet, parameters)
-        choices.append(Choice(step, parameters, prior.success_rate, prior.cost_s, unmet))
-    tried = [choice for choice in choices if choice.unmet is None]
-    if runbook.order == "scored":
-        tried.sort(key=lambda choice: choice.score, reverse=True)
-    return Ranking(tried, [choice for choice in choices if choice.unmet is not None], runbook.order)
+        choices[step.strategy] = Choice(step, parameters, prior.success_rate, prior.cost_s, unmet)
+    candidates = [name for name, choice in choices.items() if choice.unmet is None]
+    decision = learned.decide(context, candidates, draw=draw)
+    if runbook.order == "fixed":
+        decision = as_written(decision, candidates)
+    tried = [_weighed(choices[one.strategy], one, decision) for one in decision.order]
+    stopped = {
+        one.strategy: replace(_weighed(choices[one.strategy], one, decision), unmet=why)
+        for one, why in decision.stopped
+    }
+    skipped = [
+        stopped.get(name, choice) for name, choice in choices.items() if choice.unmet is not None or name in stopped
+    ]
+    learning: Json = {
+        "context": context.as_json(),
+        "candidates": candidates,
+        "propensity": decision.propensity,
+        "explored": decision.explored,
+        "predicted": {one.strategy: round(one.success_rate, 4) for one in decision.order},
+        "source": learned.source,
+    }
+    return Ranking(tried, skipped, runbook.order, learning)
+
+
+def _weighed(choice: Choice, estimate: Estimate, decision: Decision) -> Choice:
+    return replace(
+        choice,
+        success_rate=estimate.success_rate,
+        cost_s=estimate.cost_s,
+        evidence=estimate.evidence,
+        propensity=decision.propensities.get(estimate.strategy, 1.0),
+    )

@@ -225,6 +225,11 @@ class InMemoryStore:
     async def unlock_actuators(self, recovery_id: UUID) -> None:
         self.locks = {key: holder for key, holder in self.locks.items() if holder[0] != recovery_id}
 
+    async def in_flight(self, tenant: str, service: str) -> int:
+        return sum(
+            one.tenant == tenant and one.service == service and not one.status.final for one in self.records.values()
+        )
+
     # The fleet
 
     async def put_directive(

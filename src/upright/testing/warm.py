@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from pydantic import SecretStr
+
 from upright.adapters import platforms, runbook_files
+from upright.adapters.models import ModelLibrary
 from upright.adapters.runner.runner import PrefectRunner
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.bootstrap import process_name
@@ -19,6 +22,7 @@ from upright.config import Settings
 from upright.domain.event import Event
 from upright.domain.fingerprint import fingerprint
 from upright.services.dependencies import Dependencies
+from upright.services.learning.scorer import Scorer
 from upright.services.ports import Dispatch, RecoveryRecord
 from upright.services.routing import Router
 
@@ -64,20 +68,17 @@ class Warm:
 async def warm(
     database_url: str, dispatch: Dispatch, project: Path = Path(), *, migrate: bool = True, **settings: Any
 ) -> AsyncGenerator[Warm]:
-    """Needs PREFECT_API_URL in the environment."""
+    """Needs PREFECT_API_URL in the environment. It learns when its scorer is told to refresh."""
     if migrate:
         await asyncio.to_thread(upgrade, database_url)
     database = await Database.open(database_url, pool_size=4)
     try:
-        chosen = Settings(project=project, **settings)
+        chosen = Settings(project=project, database_url=SecretStr(database_url), **settings)
         store = PostgresStore(database, instance_ttl_s=chosen.instance_ttl_s)
+        book = runbook_files.load(project)
+        scorer = Scorer(store, ModelLibrary(store, project / "models", book.priors), book.priors)
         dependencies = Dependencies(
-            store,
-            dispatch,
-            runbook_files.load(project),
-            chosen,
-            process_name("test"),
-            platforms=platforms.load(project),
+            store, dispatch, book, chosen, process_name("test"), platforms=platforms.load(project), scorer=scorer
         )
         runner = PrefectRunner(dependencies, project)
         async with runner.running():

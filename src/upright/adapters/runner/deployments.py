@@ -9,7 +9,9 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
@@ -17,6 +19,9 @@ from upright.errors import ConfigurationError
 from upright.services.book import Book
 
 FLOW_FILE = Path("flows") / "runbook.py"
+TRAINING_FILE = Path("flows") / "train.py"
+SCHEDULE_FIELDS = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
+TRAINING, TRAINING_FUNCTION = "train-models", "train_models"
 
 # Validating job variables against the pool's template is over half of what creating a run costs the server.
 BASE_JOB_TEMPLATE: dict[str, Any] = {
@@ -98,4 +103,42 @@ async def register(client: PrefectClient, project: Path, book: Book, work_pool: 
             enforce_parameter_schema=True,
         )
         deployed[name] = Deployed(name, flow, deployment_id)
+    training = load_training(project)
+    if training is not None:
+        deployed[TRAINING] = await _register_training(client, training, project, work_pool)
     return deployed
+
+
+def load_training(project: Path) -> Flow[..., Any] | None:
+    """The flow that trains the scoring model; None in a project that has none."""
+    path = project.resolve() / TRAINING_FILE
+    if not path.is_file():
+        return None
+    return load_flow_from_entrypoint(f"{path}:{TRAINING_FUNCTION}", use_placeholder_flow=False)
+
+
+async def _register_training(client: PrefectClient, flow: Flow[..., Any], project: Path, work_pool: str) -> Deployed:
+    """Its schedule is ours only the first time: what was changed in Prefect's UI since stays."""
+    try:
+        existing = await client.read_deployment_by_name(f"{TRAINING}/{TRAINING}")
+        # Registering anew would remove them.
+        kept = [one.model_dump(exclude_unset=True, include=SCHEDULE_FIELDS) for one in existing.schedules]
+        schedules = [DeploymentScheduleCreate.model_validate(one) for one in kept]
+    except ObjectNotFound:
+        nightly = CronSchedule(cron="17 3 * * *", timezone="UTC")
+        schedules = [DeploymentScheduleCreate(schedule=nightly, active=True)]
+    deployment_id = await client.create_deployment(
+        flow_id=await client.create_flow(flow),
+        name=TRAINING,
+        version=flow.version,
+        description=flow.description,
+        schedules=schedules,
+        tags=["upright"],
+        work_pool_name=work_pool,
+        entrypoint=f"{TRAINING_FILE.as_posix()}:{TRAINING_FUNCTION}",
+        path=".",
+        pull_steps=_pull_steps(project),
+        parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+        enforce_parameter_schema=True,
+    )
+    return Deployed(TRAINING, flow, deployment_id)

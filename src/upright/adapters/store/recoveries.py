@@ -93,15 +93,17 @@ _ACT = text("""
     )
     INSERT INTO upright.action
         (recovery_id, position, strategy, verdict, reason, "values", before, after, evidence, score, cost_s,
-         duration_ms, directive_version)
+         duration_ms, directive_version, propensity, attributed)
     SELECT id, :position, :strategy, :verdict, :reason, CAST(:values AS jsonb), CAST(:before AS jsonb),
-           CAST(:after AS jsonb), CAST(:evidence AS jsonb), :score, :cost_s, :duration_ms, :directive_version
+           CAST(:after AS jsonb), CAST(:evidence AS jsonb), :score, :cost_s, :duration_ms, :directive_version,
+           :propensity, :attributed
     FROM held
     ON CONFLICT (recovery_id, position) DO UPDATE SET
         strategy = excluded.strategy, verdict = excluded.verdict, reason = excluded.reason,
         "values" = excluded."values", before = excluded.before, after = excluded.after, evidence = excluded.evidence,
         score = excluded.score, cost_s = excluded.cost_s, duration_ms = excluded.duration_ms,
-        directive_version = excluded.directive_version,
+        directive_version = excluded.directive_version, propensity = excluded.propensity,
+        attributed = excluded.attributed,
         recorded_at = clock_timestamp()
     RETURNING recovery_id""")
 
@@ -219,6 +221,8 @@ class Recoveries:
                 cost_s=action.cost_s,
                 duration_ms=action.duration_ms,
                 directive_version=action.directive_version,
+                propensity=action.propensity,
+                attributed=action.attributed,
             )
         )
         if row is None:

@@ -63,6 +63,8 @@ def action(row: dict[str, Any]) -> ActionRecord:
         cost_s=row["cost_s"],
         duration_ms=row["duration_ms"],
         directive_version=row["directive_version"],
+        propensity=row["propensity"],
+        attributed=row["attributed"],
     )
 
 

@@ -10,6 +10,7 @@ from upright.adapters.store.database import Database
 from upright.adapters.store.directives import Directives
 from upright.adapters.store.errors import Errors
 from upright.adapters.store.instances import Instances
+from upright.adapters.store.learning import Learnings
 from upright.adapters.store.locks import Locks
 from upright.adapters.store.outcomes import Outcomes
 from upright.adapters.store.recoveries import Recoveries
@@ -30,6 +31,7 @@ class PostgresStore(
     Outcomes,
     Scalings,
     Watches,
+    Learnings,
 ):
     def __init__(self, database: Database, *, instance_ttl_s: float = 60) -> None:
         """`instance_ttl_s`: seconds after its last sync for which a process counts as alive."""

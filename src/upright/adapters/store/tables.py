@@ -13,6 +13,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -156,6 +157,7 @@ recovery = Table(
     Index("recovery_incident_id_created_at_idx", "incident_id", "created_at"),
     Index("recovery_error_id_idx", "error_id"),
     Index("recovery_flow_run_id_idx", "flow_run_id"),
+    Index("recovery_finished_at_idx", "finished_at"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
     Index(
         "recovery_open_idx",
@@ -180,7 +182,39 @@ action = Table(
     Column("cost_s", DOUBLE_PRECISION, nullable=True),
     Column("duration_ms", DOUBLE_PRECISION, nullable=False, server_default=text("0")),
     Column("directive_version", BigInteger, nullable=True),
+    # How likely scoring was to give it its place, and whether its verdict tells of it rather than of another's change.
+    Column("propensity", DOUBLE_PRECISION, nullable=True),
+    Column("attributed", Boolean, nullable=False, server_default=text("true")),
     _moment("recorded_at", default=True),
+)
+
+model_version = Table(
+    "model_version",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    # The challenger's file, and its digest; null where there was too little to train one.
+    Column("artifact", LargeBinary, nullable=True),
+    _text("sha256", ""),
+    _object("beta"),
+    _object("evaluation"),
+    _text("card", ""),
+    Column("outcomes", Integer, nullable=False, server_default=text("0")),
+    _moment("trained_until"),
+    _moment("promoted_at"),
+    _moment("created_at", default=True),
+)
+
+model_use = Table(
+    "model_use",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    _text("uses"),
+    Column("version", Integer, nullable=True),
+    _text("who", ""),
+    _text("why", ""),
+    _moment("since", default=True),
+    CheckConstraint("uses IN ('priors', 'beta', 'challenger')", name="uses"),
 )
 
 service_version = Table(

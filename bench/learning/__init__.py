@@ -1,0 +1,1 @@
+"""How well scoring learns, on simulated worlds: no public data set holds the outcomes of recoveries."""
