@@ -10,6 +10,7 @@ UprightError
 │   └── ForeignService          403
 ├── NotFound                    an id that is not known; carries what was looked for
 ├── StaleEpoch                  a write by a runner that has lost its recovery
+├── Stopped                     recovery is stopped here; nothing is put in force
 ├── RecoveryInFlight            another recovery of the incident is under way
 ├── EngineFailed                an embedded engine did not start or stopped
 └── Unavailable                 something we depend on does not answer (retryable)
@@ -87,6 +88,10 @@ class StaleEpoch(UprightError):
 
 class RecoveryInFlight(UprightError):
     """Another recovery of this incident is under way."""
+
+
+class Stopped(UprightError):
+    """Recovery is stopped."""
 
 
 class EngineFailed(UprightError):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook, SeverityTable, Step
 from upright.domain.severity import Severity
 from upright.errors import ConfigurationError, RunbookError
@@ -22,6 +23,7 @@ from upright.services.scoring import Prior, built_in_priors
 from upright.services.strategies import STRATEGIES
 
 SEVERITY_FILE = "severity.yaml"
+GUARDRAILS_FILE = "guardrails.yaml"
 
 _MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
 """A member of an enumeration, as pydantic shows it."""
@@ -140,20 +142,30 @@ class _Reader:
             raise RunbookError([f"{self._directory}: there is no such directory; `upright init` makes a project"])
         runbooks: dict[str, Runbook] = {}
         severities: SeverityTable | None = None
+        guardrails, guarded = Guardrails(), _Document(self._directory / GUARDRAILS_FILE)
         files = sorted(path for path in self._directory.iterdir() if path.suffix in (".yaml", ".yml"))
         for path in files:
             document = _read(path)
             if not document.problems or document.data is not None:
                 if path.name == SEVERITY_FILE:
                     severities = self._severities(document)
+                elif path.name == GUARDRAILS_FILE:
+                    guarded = document
+                    guardrails = _validated(Guardrails, document) or guardrails
                 elif (runbook := self._runbook(document)) is not None:
                     runbooks[runbook.name] = runbook
-            self._problems += document.problems
+            if path.name != GUARDRAILS_FILE:
+                self._problems += document.problems
+        used = {step.strategy for runbook in runbooks.values() for step in runbook.steps}
+        for name in guardrails.strategies:
+            if name not in STRATEGIES and name not in used:
+                guarded.report(("strategies", name), f"unknown strategy {name!r}{_did_you_mean(name, STRATEGIES)}")
+        self._problems += guarded.problems
         if not any(path.name == SEVERITY_FILE for path in files):
             self._problems.append(f"{self._directory / SEVERITY_FILE}:1: missing; it holds the severity tables")
         if self._problems or severities is None:
             raise RunbookError(self._problems)
-        return Book(runbooks, severities, priors)
+        return Book(runbooks, severities, priors, guardrails=guardrails)
 
     def _runbook(self, document: _Document) -> Runbook | None:
         runbook = _validated(Runbook, document)

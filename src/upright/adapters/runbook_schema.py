@@ -8,16 +8,25 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook, SeverityTable
 from upright.services.strategies import STRATEGIES
 
-SCHEMAS: dict[str, type[BaseModel]] = {"runbook.json": Runbook, "severity.json": SeverityTable}
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "runbook.json": Runbook,
+    "severity.json": SeverityTable,
+    "guardrails.json": Guardrails,
+}
+
+_DRAFT = "http://json-schema.org/draft-07/schema#"
 
 
 def schema(name: str) -> dict[str, Any]:
     """With the strategies' names, and each one's own parameters."""
     found: dict[str, Any] = SCHEMAS[name].model_json_schema()
-    step = found["$defs"]["Step"]
+    step = found["$defs"].get("Step")
+    if step is None:
+        return {"$schema": _DRAFT, **found}
     step["properties"]["strategy"] = {"enum": list(STRATEGIES)}
     step["allOf"] = [
         {
@@ -26,7 +35,7 @@ def schema(name: str) -> dict[str, Any]:
         }
         for strategy in STRATEGIES.values()
     ]
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
+    return {"$schema": _DRAFT, **found}
 
 
 def text(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook, SeverityTable
 from upright.domain.severity import Severity
 from upright.errors import NotFound
@@ -17,6 +18,7 @@ class Book:
     """By name; those that are matched by error type, without the fallbacks."""
     severities: SeverityTable
     priors: Mapping[str, Prior] = field(default_factory=built_in_priors)
+    guardrails: Guardrails = field(default_factory=Guardrails)
     by_class: Mapping[str, str] = field(init=False)
     """Class name to the name of the runbook that lists it."""
     severity_by_class: Mapping[str, Severity] = field(init=False)

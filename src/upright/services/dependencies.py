@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
+from upright.services.guardrails import GuardStore
 from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, RecoveryStore
 
 
-class Store(ErrorStore, RecoveryStore, FleetStore, Protocol):
-    """One database stands behind all three."""
+class Store(ErrorStore, RecoveryStore, FleetStore, GuardStore, Protocol):
+    """One database stands behind all of them."""
 
 
 @dataclass(frozen=True)
