@@ -81,7 +81,7 @@ class TrustRules(Written):
     """How many of the last verified outcomes count."""
     promote_from: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Automatic action is proposed where success is surely above this share."""
-    demote_below: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    demote_below: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Approval is asked from now on where success is surely below this share."""
     approval_s: Annotated[float, Field(ge=1, le=604_800)] = 3600
     """How long a run waits for a person."""

@@ -186,6 +186,6 @@ def stop_reason(by: str, why: str, where: str) -> str:
 def hold_reason(hold: Hold) -> str:
     what = "this error" if hold.fingerprint else "this service"
     return (
-        f"{hold.reason}; recoveries of {what} are on hold until {hold.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC or "
-        f"`upright guardrails reset {hold.fingerprint or hold.service}`"
+        f"{hold.reason}; recoveries of {what} are on hold until {hold.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, or until "
+        f"someone says: upright guardrails reset {hold.fingerprint or hold.service} --by NAME"
     )
