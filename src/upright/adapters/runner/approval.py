@@ -129,4 +129,4 @@ async def _decide(store: GuardStore, question: Approval, given: Decision) -> Non
 
 
 def _key(question: Approval) -> str:
-    return f"approval-{question.strategy}"
+    return f"approval-{question.id.hex}"
