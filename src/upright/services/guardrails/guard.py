@@ -185,7 +185,8 @@ def stop_reason(by: str, why: str, where: str) -> str:
 
 def hold_reason(hold: Hold) -> str:
     what = "this error" if hold.fingerprint else "this service"
+    until = f"{hold.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     return (
-        f"{hold.reason}; recoveries of {what} are on hold until {hold.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, or until "
-        f"someone says: upright guardrails reset {hold.fingerprint or hold.service} --by NAME"
+        f"{hold.reason}; recoveries of {what} are on hold until {until}, or until someone says: "
+        f"upright guardrails reset {hold.fingerprint or hold.service} --by NAME"
     )
