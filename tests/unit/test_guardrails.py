@@ -411,3 +411,19 @@ async def test_a_stop_in_the_middle_takes_the_change_back_and_claims_nothing() -
     assert "recovery was stopped meanwhile" in of_strategy(recovery)[1]
     assert await bench.desired() == []
     assert recovery.record.status is Status.UNKNOWN
+
+
+async def test_a_recovery_that_began_to_be_refused_is_refused_to_its_end() -> None:
+    bench = Bench()
+    event = slow_query()
+    accepted = await bench.store.accept(
+        "default", "one", event, fingerprint="f", runbook="database-error", severity=Router(BOOK).route(event).severity,
+        cooldown_s=0,
+    )  # fmt: skip
+    assert accepted.recovery is not None
+    await bench.store.withhold(accepted.recovery.id, epoch=1, why="recovery is stopped")
+    again = await Recovery.begin(
+        bench.dependencies, str(event.error_id), runbook="database-error", flow_run_id=uuid4(), attempt=2
+    )
+    assert list((await again.score()).tried) == []
+    assert {one.reason for one in again.actions} == {"recovery is stopped"}

@@ -96,9 +96,9 @@ class Guardrails(Written):
     strategies: dict[StrategyName, StrategyGuardrail] = Field(
         default_factory=lambda: {
             "retry": StrategyGuardrail(actions_per_hour=120),
-            "timeout_increase": StrategyGuardrail(actions_per_hour=30),
-            "cache_clear": StrategyGuardrail(actions_per_hour=30),
-            "pool_increase": StrategyGuardrail(actions_per_hour=30),
+            "timeout_increase": StrategyGuardrail(actions_per_hour=60),
+            "cache_clear": StrategyGuardrail(actions_per_hour=60),
+            "pool_increase": StrategyGuardrail(actions_per_hour=60),
             "resource_scale": StrategyGuardrail(cooldown_s=60, actions_per_hour=6, concurrent=1),
             "circuit_break": StrategyGuardrail(actions_per_hour=60),
             "fallback": StrategyGuardrail(actions_per_hour=60),

@@ -115,6 +115,8 @@ class Recovery:
             ranking = rank(self.runbook.model_copy(update={"steps": left}), self.event, self._fleet, priors)
         else:
             ranking = Ranking([], [], self.runbook.order)
+        if withheld is None and self.record.withheld:  # it began to be refused in a process that has died
+            withheld = self.record.withheld, False
         if withheld is None:
             ranking = await self._asked_last(ranking)
         self.ranking = ranking
