@@ -46,7 +46,8 @@ def running_service(
     """Starts a service and stops it at the end; it is ready when the block begins, some ten seconds later.
 
     `project` has flows and runbooks (default: those that ship with Upright, without guardrails); `environment` is more
-    of it, such as UPRIGHT_LEASE_S. Call it from a thread that outlives the block: the processes end with the thread that started them.
+    of it, such as UPRIGHT_LEASE_S. Call it from a thread that outlives the block: the processes end with the thread
+    that started them.
     """
     with tempfile.TemporaryDirectory(prefix="upright-", ignore_cleanup_errors=True) as scratch:
         place = data_dir or Path(scratch)
