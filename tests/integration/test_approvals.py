@@ -22,6 +22,7 @@ from prefect.client.schemas.responses import SetStateStatus
 from pydantic import SecretStr
 
 from upright.adapters import default_project
+from upright.adapters.runner import approval
 from upright.domain.directive import Acknowledgement, AlertSettings, Command, CommandResult, SyncRequest
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.services.guardrails import Approval
@@ -368,3 +369,20 @@ async def test_a_recovery_that_runs_is_stopped(fresh_postgres_url: str, client: 
         assert started.returncode == 0, started.stderr
         again = await here.ended(await here.submit(slow_query(), fingerprint=uuid4().hex))
         assert again.status is Status.RECOVERED
+
+
+async def test_an_answer_counts_though_prefect_takes_no_pause(
+    here: Warm, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(**_: Any) -> None:
+        raise OSError("Prefect is away")
+
+    monkeypatch.setattr(approval, "apause_flow_run", away)
+    recovery = await here.submit(slow_query())
+    question = await asked(here, recovery)
+    await here.store.decide(question.id, approve=True, by="ann", via="command line")
+    after = await here.ended(recovery)
+    assert after.status is Status.RECOVERED
+    run = await ended(client, after.flow_run_id)
+    assert run.state is not None
+    assert run.state.is_completed()
