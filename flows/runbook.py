@@ -27,14 +27,16 @@ from prefect.utilities.urls import url_for
 
 from upright import bootstrap
 from upright.adapters import runbook_files
+from upright.adapters.runner.approval import decided
 from upright.adapters.runner.execution import attach
 from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.runbook import Runbook, Step
 from upright.domain.verdict import Status, Verdict
 from upright.errors import ConfigurationError, StaleEpoch, Unavailable
-from upright.services import alerts, reporting
+from upright.services import alerts, asking, reporting
 from upright.services.acting import Acted
 from upright.services.dependencies import Dependencies
+from upright.services.guardrails import Approval
 from upright.services.ports import ActionRecord
 from upright.services.recovery import Recovery
 from upright.services.scoring import Choice, Ranking
@@ -117,6 +119,14 @@ async def alert() -> State[Any]:
 @task(name="escalate", task_run_name="escalate", timeout_seconds=60, **UNCACHED)
 async def escalate() -> State[Any]:
     return await _send("escalation")
+
+
+@task(name="ask", task_run_name="ask {strategy}", timeout_seconds=60, **UNCACHED)
+async def ask(strategy: str, question: Approval) -> State[Any]:
+    link = url_for("flow-run", obj_id=_run_id())
+    sent = await asking.ask(_recovery.get(), question, [link] if link else [])
+    message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
+    return Completed(name="Asked", message=f"{question.plan}: {message}")
 
 
 async def _send(kind: alerts.Kind) -> State[Any]:
@@ -220,7 +230,8 @@ async def _recover(
         verdict = reporting.VERDICTS[action.verdict]
         await noting[action.strategy]("Cached", f"{verdict}, before the run was taken up again")
     for choice in ranking.skipped if ranking is not None else []:
-        await noting[choice.strategy]("Skipped", choice.unmet or "")
+        name = "Refused" if recovery.record.withheld else "Skipped"
+        await noting[choice.strategy](name, choice.unmet or "")
     await recovery.converge()
     await _tell()
     try:
@@ -242,6 +253,10 @@ async def _tell() -> None:
 
 async def _attempt(recovery: Recovery, act: Task[..., Any], index: int, choice: Choice) -> ActionRecord | None:
     _acted.get().pop(choice.strategy, None)
+    question = await recovery.question(choice)
+    if question is not None:
+        await ask(choice.strategy, question, return_state=True)
+        await decided(recovery.dependencies.store, question)
     state: State[Any] = await act(index, return_state=True)
     acted = _acted.get().get(choice.strategy)
     if acted is None:

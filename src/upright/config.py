@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
     alert_recipients: list[str] = Field(default_factory=list[str])
     """JSON list; used for services that announce no recipients."""
+    public_url: str | None = None
+    """Where people reach this service in a browser; with the secret below, approvals are asked for by a link too."""
+    approval_secret: Annotated[SecretStr | None, Field(min_length=24)] = None
+    """Signs links to approvals; known to the service alone."""
     work_pool: str = "upright"
     log_json: bool = False
 

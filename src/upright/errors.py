@@ -11,6 +11,7 @@ UprightError
 │   └── ForeignService          403
 ├── NotFound                    an id that is not known; carries what was looked for
 ├── StaleEpoch                  a write by a runner that has lost its recovery
+├── Stopped                     recovery is stopped here; nothing is put in force
 ├── RecoveryInFlight            another recovery of the incident is under way
 ├── PlatformFailed              a process manager did not do what was asked; says what is so
 ├── EngineFailed                an embedded engine did not start or stopped
@@ -101,6 +102,10 @@ class RecoveryInFlight(UprightError):
 
 class PlatformFailed(UprightError):
     """The process manager did not do what was asked."""
+
+
+class Stopped(UprightError):
+    """Recovery is stopped."""
 
 
 class EngineFailed(UprightError):

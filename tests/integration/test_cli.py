@@ -190,3 +190,43 @@ async def test_a_rerun_without_prefect_is_told(
     assert refused.returncode == 1
     assert ("does not answer" if api else "PREFECT_API_URL is not set") in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_trust_is_set_within_what_the_files_allow(database_url: str, tmp_path: Path) -> None:
+    run("init", str(tmp_path / "ops"))
+    path = tmp_path / "ops" / "runbooks" / "guardrails.yaml"
+    path.write_text(path.read_text().replace("retry: {", "retry: {trust: approve, "))
+    where = {"UPRIGHT_DATABASE_URL": database_url, "UPRIGHT_PROJECT": str(tmp_path / "ops")}
+
+    def level(strategy: str) -> str:
+        shown = json.loads(run("trust", "status", "--json", **where).stdout)
+        [one] = [one for one in shown if (one["runbook"], one["strategy"]) == ("api-error", strategy)]
+        return one["level"]
+
+    assert (level("retry"), level("timeout_increase")) == ("approve", "auto")
+    assert run("trust", "set", "api-error", "shadow", "--by", "ann", **where).returncode == 0
+    assert (level("retry"), level("timeout_increase")) == ("shadow", "shadow")
+    assert run("trust", "set", "api-error", "auto", "--by", "ann", **where).returncode == 0
+    more = run("trust", "set", "api-error/retry", "auto", "--by", "ann", "--why", "it works", **where)
+    assert "allows no more than approve" in more.stdout
+    assert (level("retry"), level("timeout_increase")) == ("approve", "auto")
+    for wrong in ("api-error/pool_increase", "nothing"):
+        refused = run("trust", "set", wrong, "auto", "--by", "ann", **where)
+        assert refused.returncode == 1
+        assert "timeout_increase" in refused.stderr or "api-error" in refused.stderr
+    assert run("trust", "set", "api-error", "auto", **where).returncode == 2, "someone must say so"
+    told = json.loads(run("audit", "--json", **where).stdout)
+    latest = {name: told[0][name] for name in ("who", "what", "subject", "after")}
+    assert latest == {"who": "ann", "what": "trust.set", "subject": "api-error/retry", "after": {"level": "auto"}}
+
+
+def test_what_is_not_there_is_neither_reset_nor_decided(database_url: str) -> None:
+    for arguments in (
+        ("guardrails", "reset", "nothing", "--by", "ann"),
+        ("approvals", "approve", "550e8400-e29b-41d4-a716-446655440000", "--by", "ann"),
+        ("start", "--by", "ann"),
+    ):
+        refused = run(*arguments, UPRIGHT_DATABASE_URL=database_url)
+        assert refused.returncode == 1, arguments
+        assert "Error:" in refused.stderr
+    assert run("audit", "--since", "yesterday", UPRIGHT_DATABASE_URL=database_url).returncode == 2

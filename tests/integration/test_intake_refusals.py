@@ -225,6 +225,7 @@ async def test_the_openapi_page_describes_every_message(service: Service) -> Non
         "/v1/errors/{error_id}/results",
         "/v1/errors/{error_id}/recoveries",
         "/v1/sync",
+        "/v1/switch",
         "/healthz",
         "/readyz",
     }

@@ -20,6 +20,7 @@ from upright.adapters.intake import refusals
 from upright.cli.app import app
 from upright.config import Settings
 from upright.domain import answer, directive, event
+from upright.domain.guardrails import FailingService, Guardrails, Limits, RepeatedFailures, TrustRules
 from upright.domain.message import Message
 from upright.domain.runbook import AlertRules, Runbook, SeverityClass, SeverityTable, Step, Verification
 from upright.domain.verdict import Evidence, Status, Verdict
@@ -206,10 +207,25 @@ def test_every_field_of_a_runbook_is_documented_with_its_default(model: Any, hea
         told = cells[2].strip("`")
         if field.is_required():
             assert told == "required", name
+        elif default is None:
+            assert told == "–", name
         elif isinstance(default, list):
             assert told == f"[{', '.join(str(one) for one in default)}]", name
         else:
             assert told == (str(default).lower() if isinstance(default, bool) else str(default)), name
+
+
+@pytest.mark.parametrize("model", [Guardrails, Limits, RepeatedFailures, FailingService, TrustRules])
+def test_every_field_of_the_guardrails_is_documented(model: Any) -> None:
+    text = page("guardrails.md")
+    assert [name for name in model.model_fields if f"`{name}`" not in text and f"{name}:" not in text] == []
+
+
+def test_the_guardrails_in_the_docs_are_those_that_ship() -> None:
+    [block] = _code("guardrails.md", "yaml")
+    told, shipped = Guardrails.model_validate(YAML(typ="safe").load(block)), Guardrails()
+    assert told.model_copy(update={"strategies": shipped.strategies}) == shipped
+    assert told.strategies.items() <= shipped.strategies.items()
 
 
 def test_every_row_of_the_severities_is_documented() -> None:

@@ -18,7 +18,7 @@ def report(recovery: RecoveryRecord | None, *, error_id: UUID, own_result: bool 
         return RecoveryReport(attempted=False, success=False, status="pending", message="Recovery pending")
     success = works(recovery, error_id=error_id, own_result=own_result)
     return RecoveryReport(
-        attempted=recovery.flow_run_id is not None,
+        attempted=recovery.flow_run_id is not None and not recovery.withheld,
         success=success,
         status=_STATUS[recovery.status],
         message=_message(recovery, success=success, own_result=own_result),
@@ -70,6 +70,8 @@ def _message(recovery: RecoveryRecord, *, success: bool, own_result: bool | None
     if success:
         by = strategy_of(recovery) if recovery.status is Status.RECOVERED else None
         return f"Recovery successful: {title(by)}" if by else "Recovery successful"
+    if recovery.withheld:
+        return recovery.message
     if recovery.status is Status.CANCELLED:
         return "Recovery cancelled"
     if recovery.status is Status.NOT_RECOVERED or own_result is False:

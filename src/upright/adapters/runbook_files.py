@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from upright.adapters.documents import Document, Place, did_you_mean, get, read, report, validated
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import CustomStrategies, Runbook, SeverityTable
 from upright.domain.severity import Severity
 from upright.errors import ConfigurationError, RunbookError
@@ -20,6 +21,7 @@ from upright.services.strategies import STRATEGIES, Custom, Strategy
 SEVERITY_FILE = "severity.yaml"
 CUSTOM_FILE = "custom_strategies.yaml"
 """Declares the strategies that the application brings, so that a mistyped name is still a mistake."""
+GUARDRAILS_FILE = "guardrails.yaml"
 
 
 def load(project: Path) -> Book:
@@ -84,6 +86,7 @@ class _Reader:
             raise RunbookError([f"{self._directory}: there is no such directory; `upright init` makes a project"])
         runbooks: dict[str, Runbook] = {}
         severities: SeverityTable | None = None
+        guardrails, guarded = Guardrails(), Document(self._directory / GUARDRAILS_FILE)
         files = sorted(path for path in self._directory.iterdir() if path.suffix in (".yaml", ".yml"))
         for path in files:
             if path.name == CUSTOM_FILE:
@@ -92,14 +95,22 @@ class _Reader:
             if not document.problems or document.data is not None:
                 if path.name == SEVERITY_FILE:
                     severities = self._severities(document)
+                elif path.name == GUARDRAILS_FILE:
+                    guarded = document
+                    guardrails = validated(Guardrails, document) or guardrails
                 elif (runbook := self._runbook(document)) is not None:
                     runbooks[runbook.name] = runbook
-            self._problems += document.problems
+            if path.name != GUARDRAILS_FILE:
+                self._problems += document.problems
+        for name in guardrails.strategies:
+            if name not in self._strategies:
+                guarded.report(("strategies", name), f"unknown strategy {name!r}{did_you_mean(name, self._strategies)}")
+        self._problems += guarded.problems
         if not any(path.name == SEVERITY_FILE for path in files):
             self._problems.append(f"{self._directory / SEVERITY_FILE}:1: missing; it holds the severity tables")
         if self._problems or severities is None:
             raise RunbookError(self._problems)
-        return Book(runbooks, severities, priors, self._strategies)
+        return Book(runbooks, severities, priors, self._strategies, guardrails)
 
     def _runbook(self, document: Document) -> Runbook | None:
         runbook = validated(Runbook, document)

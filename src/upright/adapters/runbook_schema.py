@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from upright.domain.guardrails import Guardrails
 from upright.domain.platform import Platforms
 from upright.domain.runbook import Runbook, SeverityTable
 from upright.services.strategies import STRATEGIES
@@ -16,15 +17,18 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "runbook.json": Runbook,
     "severity.json": SeverityTable,
     "platforms.json": Platforms,
+    "guardrails.json": Guardrails,
 }
+
+_DRAFT = "http://json-schema.org/draft-07/schema#"
 
 
 def schema(name: str) -> dict[str, Any]:
     """With the strategies' names, and each one's own parameters."""
     found: dict[str, Any] = SCHEMAS[name].model_json_schema()
-    if "Step" not in found["$defs"]:
-        return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
-    step = found["$defs"]["Step"]
+    step = found["$defs"].get("Step")
+    if step is None:
+        return {"$schema": _DRAFT, **found}
     step["properties"]["strategy"] = {"enum": list(STRATEGIES)}
     step["allOf"] = [
         {
@@ -33,7 +37,7 @@ def schema(name: str) -> dict[str, Any]:
         }
         for strategy in STRATEGIES.values()
     ]
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **found}
+    return {"$schema": _DRAFT, **found}
 
 
 def text(name: str) -> str:

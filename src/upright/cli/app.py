@@ -11,7 +11,20 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.markup import escape
 
-from upright.cli import doctor, errors, init, model, runbooks, serve, up
+from upright.cli import (
+    approvals,
+    audit,
+    doctor,
+    errors,
+    guardrails,
+    init,
+    model,
+    runbooks,
+    serve,
+    switch,
+    trust,
+    up,
+)
 from upright.cli.output import errors as stderr
 from upright.errors import UprightError
 
@@ -28,6 +41,12 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(errors.app, name="errors")
 app.add_typer(model.app, name="model")
 app.add_typer(runbooks.app, name="runbooks")
+app.add_typer(guardrails.app, name="guardrails")
+app.add_typer(approvals.app, name="approvals")
+app.add_typer(trust.app, name="trust")
+app.command("stop")(switch.stop)
+app.command("start")(switch.start)
+app.command("audit")(audit.audit)
 
 
 def _version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from upright.domain.guardrails import Limits, Trust
 from upright.domain.message import Json
 from upright.domain.severity import Severity
 from upright.domain.verdict import Status
@@ -29,6 +30,10 @@ class Step(Edited):
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
     ttl_s: Annotated[float, Field(ge=1, le=86_400)] = 900
     """How long a temporary change holds before it is reverted."""
+    trust: Trust | None = None
+    """Lowers what guardrails.yaml says of the strategy, in this runbook."""
+    limits: Limits | None = None
+    """Narrows those of the strategy, in this runbook."""
 
 
 class Verification(Edited):
@@ -60,6 +65,9 @@ class Runbook(Edited):
     alert: AlertRules = AlertRules()
     cooldown_s: Annotated[float, Field(ge=0, le=86_400)] = 60
     """After a recovery that did not succeed, errors of the same fingerprint join it for this long."""
+    trust: Trust = Trust.AUTO
+    limits: Limits | None = None
+    """Narrows those that guardrails.yaml sets for each runbook."""
 
     @field_validator("matches")
     @classmethod

@@ -7,6 +7,7 @@ nobody waits, one agent does it, and is asked for a reading before and after.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,9 @@ from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Verdict
-from upright.errors import Unavailable
+from upright.errors import Stopped, Unavailable
 from upright.services.dependencies import Dependencies
+from upright.services.guardrails import Guard
 from upright.services.operating import Operator
 from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
@@ -123,6 +125,7 @@ class Actor:
         self._store, self._dispatch = dependencies.store, dependencies.dispatch
         self._strategies = dependencies.book.strategies
         self._recovery, self._event, self._runbook = recovery, event, runbook
+        self.guard = Guard(dependencies.store, dependencies.book.guardrails, recovery, runbook)
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
         self._operator = Operator(dependencies, recovery, event, runbook, self.witness)
@@ -140,6 +143,11 @@ class Actor:
             return Acted(choice, position, settled=Verdict.SKIPPED, reason=unmet)
         plan = strategy.plan(self._event, fleet, choice.parameters)
         acted = Acted(choice, position, plan)
+        refusal = await self.guard.review(choice.step, plan)
+        if refusal is None and plan.command != "apply":  # else once it is known that something is to be put in force
+            refusal = await self.guard.admit(choice.step)
+        if refusal is not None:
+            return replace(acted, settled=refusal.verdict, reason=refusal.reason)
         match plan.command:
             case "retry":
                 acted = await self._retry(acted, fleet)
@@ -147,6 +155,8 @@ class Actor:
                 acted = await self._operate(acted, fleet)
             case _:
                 acted = await self._apply(acted, fleet)
+        if acted.settled is Verdict.UNKNOWN:  # it worked already, so nothing was done
+            await self.guard.give_back(choice.step)
         acted = replace(acted, duration_ms=(time.monotonic() - began) * 1000)
         self.in_force = acted if acted.holds and (acted.directive is not None or acted.settled is None) else None
         return acted
@@ -157,6 +167,13 @@ class Actor:
             return await self._operator.evidence(acted)
         return await self.witness(acted.agent) if acted.agent is not None else None
 
+    def plan(self, choice: Choice, fleet: Fleet) -> Plan | None:
+        """What it would do, or None where it does not apply."""
+        strategy = self._strategies[choice.strategy]
+        if strategy.precondition(self._event, fleet, choice.parameters) is not None:
+            return None
+        return strategy.plan(self._event, fleet, choice.parameters)
+
     async def withdraw(self, acted: Acted) -> None:
         """Take a change back in every process; put back what it had replaced."""
         self.in_force = None
@@ -165,9 +182,18 @@ class Actor:
         if acted.directive is None or not acted.own or acted.directive.scope == "once":
             return
         if acted.previous is not None:
-            await self._put(acted.previous.strategy, acted.previous.target, acted.previous, acted.previous.ttl_s)
-        else:
-            await self._store.withdraw_directive(acted.directive.id)
+            with contextlib.suppress(Stopped):
+                await self._put(acted.previous.strategy, acted.previous.target, acted.previous, acted.previous.ttl_s)
+                return
+        await self._store.withdraw_directive(acted.directive.id)
+
+    async def undone(self, acted: Acted) -> bool:
+        """Whether recovery was stopped meanwhile, which takes every change back."""
+        if acted.directive is None or acted.directive.scope == "once" or not await self.guard.stopped():
+            return False
+        # The process may have been told to apply it before the stop, and have done it after.
+        await self._store.recall(self._recovery.tenant, self._recovery.service)
+        return True
 
     async def witness(self, agent: Instance, *, within_ms: int | None = None) -> Evidence | None:
         """What another process of the service sees of the failed operation now."""
@@ -382,7 +408,13 @@ class Actor:
             return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)
         if not locked:
             return replace(acted, settled=Verdict.SKIPPED, reason="another recovery is acting on it")
-        directive = await self._put(step.strategy, plan.target, plan, step.ttl_s)
+        refusal = await self.guard.admit(step)
+        if refusal is not None:
+            return replace(acted, settled=refusal.verdict, reason=refusal.reason)
+        try:
+            directive = await self._put(step.strategy, plan.target, plan, step.ttl_s)
+        except Stopped as stopped:
+            return replace(acted, settled=Verdict.REFUSED, reason=str(stopped))
         return replace(acted, directive=directive, previous=None if inherited else active)
 
     async def _put(self, strategy: str, target: str, what: Plan | Directive, ttl_s: float) -> Directive:

@@ -37,6 +37,11 @@ def recipients(kind: Kind, recovery: Recovery, instances: Sequence[Instance]) ->
     return list(announced.alert_recipients) or list(own)
 
 
+def addresses(named: Sequence[str]) -> list[str]:
+    """Those that e-mail reaches, each once."""
+    return [one for one in dict.fromkeys(named) if _ADDRESS.fullmatch(one)]
+
+
 def _announced(instances: Sequence[Instance]) -> AlertSettings | None:
     for instance in sorted(instances, key=lambda one: one.seen_at, reverse=True):
         if instance.settings:
@@ -50,11 +55,14 @@ def _announced(instances: Sequence[Instance]) -> AlertSettings | None:
 def due(kind: Kind, recovery: Recovery) -> str | None:
     """Why nothing is to be sent, or None."""
     rules, record = recovery.runbook.alert, recovery.record
+    if recovery.told:
+        return "people know of this error since recovery was stopped or put on hold"
     if record.status is Status.CANCELLED:
         return "the recovery was cancelled"
     if record.status not in (rules.on if kind == "alert" else rules.escalate_on):
         return f"the runbook sends no {kind} for {record.status.value}"
-    if kind == "escalation" and record.severity.rank > rules.escalate_from.rank:
+    left_to_people = bool(record.withheld or recovery.guard.begun)
+    if kind == "escalation" and not left_to_people and record.severity.rank > rules.escalate_from.rank:
         return f"severity {record.severity.value} is below {rules.escalate_from.value}"
     return None
 
@@ -76,7 +84,7 @@ async def send(kind: Kind, recovery: Recovery, links: Sequence[str] = ()) -> lis
     )
     found: list[AlertRecord] = []
     if addresses:
-        status, detail = await _deliver(recovery, instances, email)
+        status, detail = await deliver(recovery, instances, email)
         found.append(AlertRecord(record.id, kind, "email", tuple(addresses), email.subject, status, detail))
     if others:
         detail = "channel not available in this version"
@@ -88,7 +96,7 @@ async def send(kind: Kind, recovery: Recovery, links: Sequence[str] = ()) -> lis
     return found
 
 
-async def _deliver(
+async def deliver(
     recovery: Recovery, instances: Sequence[Instance], email: Email
 ) -> tuple[Literal["sent", "failed"], str]:
     """Through the application's own e-mail settings if one of its processes can, else by the service itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook, SeverityTable
 from upright.domain.severity import Severity
 from upright.errors import NotFound
@@ -20,6 +21,7 @@ class Book:
     priors: Mapping[str, Prior] = field(default_factory=built_in_priors)
     strategies: Mapping[str, Strategy] = field(default_factory=lambda: STRATEGIES)
     """By name: those that ship, and the application's own that the project declares."""
+    guardrails: Guardrails = field(default_factory=Guardrails)
     by_class: Mapping[str, str] = field(init=False)
     """Class name to the name of the runbook that lists it."""
     severity_by_class: Mapping[str, Severity] = field(init=False)

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
+from upright.services.guardrails import GuardStore
 from upright.services.learning.scorer import Scorer
 from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, RecoveryStore
 from upright.services.running import RunningService
 
 
-class Store(ErrorStore, RecoveryStore, FleetStore, PlatformStore, Protocol):
-    """One database stands behind all four."""
+class Store(ErrorStore, RecoveryStore, FleetStore, PlatformStore, GuardStore, Protocol):
+    """One database stands behind all of them."""
 
 
 @dataclass(frozen=True)

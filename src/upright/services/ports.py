@@ -65,6 +65,8 @@ class RecoveryRecord:
     actions: tuple[ActionRecord, ...] = ()
     waited: bool = False
     """Whether a caller waited when it was opened."""
+    withheld: str = ""
+    """Why it is not attempted: recovery is stopped, or on hold."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Instance:
 @dataclass(frozen=True)
 class AlertRecord:
     recovery_id: UUID
-    kind: Literal["alert", "escalation"]
+    kind: Literal["alert", "escalation", "approval"]
     channel: str
     recipients: tuple[str, ...]
     subject: str

@@ -14,6 +14,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from upright.domain.event import Event
+from upright.domain.guardrails import Trust
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook
 from upright.domain.verdict import Status, Verdict, judge
@@ -21,6 +22,7 @@ from upright.errors import NotFound
 from upright.services import reporting
 from upright.services.acting import Acted, Actor, fleet_of
 from upright.services.dependencies import Dependencies
+from upright.services.guardrails import Approval, Guard
 from upright.services.learning.context import context_of
 from upright.services.ports import ActionRecord, RecoveryRecord
 from upright.services.scoring import Choice, Ranking, rank
@@ -67,6 +69,8 @@ class Recovery:
         self._actions = {action.strategy: action for action in record.actions}
         self._positions: dict[str, int] = {}
         self._verified: list[Acted] = []
+        self.told = False
+        """Whether people know of this error since recovery was stopped or put on hold."""
 
     @classmethod
     async def begin(
@@ -93,6 +97,10 @@ class Recovery:
         """Those that are finished, in the order in which they were considered."""
         return sorted(self._actions.values(), key=lambda action: action.position)
 
+    @property
+    def guard(self) -> Guard:
+        return self._actor.guard
+
     def leased(self) -> contextlib.AbstractAsyncContextManager[None]:
         return leased(self.dependencies, self.record.id)
 
@@ -103,8 +111,10 @@ class Recovery:
     async def score(self) -> Ranking:
         """Order the steps. What does not apply is recorded as skipped, with its reason."""
         record, scorer = self.record, self.dependencies.scorer
-        self._fleet, in_flight = await asyncio.gather(
-            fleet_of(self.dependencies, record, self.runbook), self._store.in_flight(record.tenant, record.service)
+        self._fleet, in_flight, withheld = await asyncio.gather(
+            fleet_of(self.dependencies, record, self.runbook),
+            self._store.in_flight(record.tenant, record.service),
+            self.guard.withheld(),
         )
         left = [step for step in self.runbook.steps if step.strategy not in self._actions]
         priors = self.dependencies.book.priors
@@ -125,13 +135,28 @@ class Recovery:
                 ranking = replace(ranking, learning={**ranking.learning, "resumed": True})
         else:
             ranking = Ranking([], [], self.runbook.order)
+        if withheld is None and self.record.withheld:  # it began to be refused in a process that has died
+            withheld = self.record.withheld, False
+        if withheld is None:
+            ranking = await self._asked_last(ranking)
         self.ranking = ranking
         first = 1 + max((action.position for action in self._actions.values()), default=-1)
         self._positions = {one.strategy: first + index for index, one in enumerate([*ranking.tried, *ranking.skipped])}
+        if withheld is not None:
+            return await self._withhold(ranking, *withheld)
         await asyncio.gather(
             *(self._settle(self._considered(one), Verdict.SKIPPED, one.unmet or "") for one in ranking.skipped)
         )
         return ranking
+
+    async def question(self, choice: Choice) -> Approval | None:
+        """What a person is to be asked before the strategy is carried out, or None."""
+        fleet = self._fleet or await fleet_of(self.dependencies, self.record, self.runbook)
+        plan = self._actor.plan(choice, fleet)
+        approval = None if plan is None else await self.guard.question(choice.step, plan)
+        if approval is not None:
+            self._fleet = None  # much may change while they think
+        return approval
 
     async def act(self, choice: Choice) -> Acted:
         """Carry a strategy out. Settled outcomes are recorded at once; else verify() is to follow. Raises Unavailable
@@ -151,6 +176,9 @@ class Recovery:
         elif acted.evidence is None:
             acted = replace(acted, evidence=await self._actor.see(acted))
         verdict = judge(acted.evidence, acted.baseline)
+        if await self._actor.undone(acted):
+            acted = replace(acted, reason="recovery was stopped meanwhile, and the change withdrawn")
+            verdict = Verdict.UNKNOWN if verdict is Verdict.RECOVERED else verdict
         acted = replace(acted, duration_ms=acted.duration_ms + (time.monotonic() - began) * 1000)
         if verdict is Verdict.RECOVERED and acted.plan is not None and not acted.plan.lasts:
             # What it had replaced is needed no longer either.
@@ -173,7 +201,12 @@ class Recovery:
     async def conclude(self) -> RecoveryRecord:
         """End the recovery by what its actions have shown, and release everyone who waits for it."""
         status = outcome(self.actions)
-        return await self._end(status, reporting.message(status, self.actions))
+        message = reporting.message(status, self.actions)
+        if self.record.withheld:
+            message = f"Recovery not attempted: {self.record.withheld}"
+        record = await self._end(status, message)
+        await self.guard.learn(self.actions)
+        return record
 
     async def cancel(self, why: str = "Cancelled") -> RecoveryRecord:
         """Stop here: what is not verified is taken back."""
@@ -227,6 +260,23 @@ class Recovery:
     def report(self) -> str:
         """Markdown for the run's artifact."""
         return reporting.markdown(self)
+
+    async def _asked_last(self, ranking: Ranking) -> Ranking:
+        """What can be done without a person is tried before one is waited for, unless the runbook fixes the order."""
+        if ranking.order == "fixed":
+            return ranking
+        levels = await self.guard.levels([choice.step for choice in ranking.tried])
+        tried = sorted(ranking.tried, key=lambda choice: levels[choice.strategy] is Trust.APPROVE)
+        return replace(ranking, tried=tried)
+
+    async def _withhold(self, ranking: Ranking, why: str, told: bool) -> Ranking:
+        """Nothing is tried: every step is refused, for the same reason."""
+        await self._store.withhold(self.record.id, epoch=self.record.epoch, why=why)
+        self.record, self.told = replace(self.record, withheld=why), told
+        refused = [replace(choice, unmet=why) for choice in (*ranking.tried, *ranking.skipped)]
+        await asyncio.gather(*(self._settle(self._considered(one), Verdict.REFUSED, why) for one in refused))
+        self.ranking = replace(ranking, tried=[], skipped=refused)
+        return self.ranking
 
     def _considered(self, choice: Choice) -> Acted:
         return Acted(choice, self._positions[choice.strategy])

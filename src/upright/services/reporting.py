@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from upright.domain.message import Json
 from upright.domain.verdict import Evidence, Status, Verdict
+from upright.services.guardrails.guard import hold_reason
 from upright.services.ports import ActionRecord
 from upright.services.scoring import Choice, reason
 from upright.services.strategies import title
@@ -104,6 +105,7 @@ def markdown(recovery: Recovery) -> str:
         "",
         f"Error `{record.error_id}`, recovery `{record.id}`, runbook `{recovery.runbook.name}`.",
         "",
+        *(f"> {_cell(note)}\n" for note in notes(recovery)),
         "## Why this order",
         "",
         *_order(recovery),
@@ -131,12 +133,18 @@ def markdown(recovery: Recovery) -> str:
     return "\n".join(lines) + "\n"
 
 
+def notes(recovery: Recovery) -> list[str]:
+    """What guardrails do from now on because of this recovery."""
+    held = [f"{hold_reason(hold)}." for hold in recovery.guard.begun]
+    return [*(one[0].upper() + one[1:] for one in held), *(f"{one}." for one in recovery.guard.demoted)]
+
+
 def _order(recovery: Recovery) -> list[str]:
     ranking = recovery.ranking
     if ranking is None:
         return ["It ended before it was scored."]
     if not ranking.tried:
-        return ["No strategy applies."]
+        return ["Nothing was tried."] if recovery.record.withheld else ["No strategy applies."]
     how = "as the runbook fixes it" if ranking.order == "fixed" else "by expected success per cost"
     return [
         f"Tried {how}, until one recovers:",
@@ -191,6 +199,8 @@ def alert_text(recovery: Recovery, links: Sequence[str]) -> str:
             lines.append(f"    in force in {recovery.converged[action.strategy]}")
     if not recovery.actions:
         lines.append("  nothing")
+    if found := notes(recovery):
+        lines += ["", *found]
     if record.status is Status.UNKNOWN:
         lines += ["", "Nobody has seen the failed operation work again: treat it as broken until you have looked."]
     if links:

@@ -13,7 +13,7 @@ from upright.domain.directive import Acknowledgement, Command, CommandResult, Di
 from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.severity import Severity
-from upright.domain.verdict import Status
+from upright.domain.verdict import Status, Verdict
 from upright.errors import NotFound, StaleEpoch, Unavailable
 from upright.services.ports import (
     Acceptance,
@@ -24,6 +24,7 @@ from upright.services.ports import (
     RecoveryRecord,
     Scaling,
 )
+from upright.testing.guardrails import InMemoryGuards
 
 Answerer = Callable[[Command], Awaitable[CommandResult | None]]
 
@@ -34,10 +35,11 @@ class _Lease:
     until: float
 
 
-class InMemoryStore:
+class InMemoryStore(InMemoryGuards):
     """Errors, recoveries and the fleet. One event loop; nothing outlives the object."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.events: dict[UUID, Event] = {}
         self.tenants: dict[UUID, str] = {}
         self.deliveries: dict[tuple[str, str], UUID] = {}
@@ -184,6 +186,8 @@ class InMemoryStore:
 
     async def record_action(self, action: ActionRecord, *, epoch: int) -> None:
         record = await self._fenced(action.recovery_id, epoch)
+        if action.verdict in (Verdict.SKIPPED, Verdict.REFUSED):
+            await self.give_back(action.recovery_id, action.strategy)
         others = tuple(one for one in record.actions if one.position != action.position)
         actions = tuple(sorted((*others, action), key=lambda one: one.position))
         self.records[record.id] = replace(record, actions=actions)
@@ -246,6 +250,7 @@ class InMemoryStore:
         scope: Literal["process", "once"] = "process",
     ) -> Directive:
         await self._fenced(recovery_id, epoch)
+        self._pass_by(tenant, service)
         version = self.versions[tenant, service] = self.versions.get((tenant, service), 0) + 1
         directive = Directive(
             id=uuid4(),

@@ -11,6 +11,17 @@ from pathlib import Path
 from upright.adapters import default_project
 from upright.adapters.stack import Ports, Stack, build
 
+GUARDRAILS = """\
+# Tests make things fail on purpose, the same thing again and again.
+everything: {}
+service: {}
+runbook: {}
+strategies: {}
+repeated_failures: {failures: 100}
+failing_service: {window: 100, at_least: 100}
+trust: {demote_below: 0}
+"""
+
 
 @dataclass(frozen=True)
 class RunningService:
@@ -34,14 +45,16 @@ def running_service(
 ) -> Generator[RunningService]:
     """Starts a service and stops it at the end; it is ready when the block begins, some ten seconds later.
 
-    `project` has flows and runbooks (default: those that ship with Upright); `environment` is more of it, such as
-    UPRIGHT_LEASE_S. Call it from a thread that outlives the block: the processes end with the thread that started them.
+    `project` has flows and runbooks (default: those that ship with Upright, without guardrails); `environment` is more
+    of it, such as UPRIGHT_LEASE_S. Call it from a thread that outlives the block: the processes end with the thread
+    that started them.
     """
     with tempfile.TemporaryDirectory(prefix="upright-", ignore_cleanup_errors=True) as scratch:
         place = data_dir or Path(scratch)
         if project is None:
             project = Path(scratch) / "project"
             default_project.make(project)
+            (project / "runbooks" / "guardrails.yaml").write_text(GUARDRAILS, "utf-8")
         layout = build(place, project, ports=Ports.any(), environment=environment, durable=False)
         stack = Stack(layout.parts)
         stack.start()

@@ -25,6 +25,7 @@ from error_logging import (
     desired_state,
     exchange,
     execution,
+    kill_file,
     mail,
     measurements,
     probes,
@@ -165,6 +166,8 @@ class Agent:
         result: Told = {"command_id": command.get("id"), "status": "done", "reason": "", "acknowledgements": []}
         if command.get("kind") not in COMMANDS or not current().enabled:
             return {**result, "status": "unsupported", "reason": f"this process can't {command.get('kind')}"}
+        if command.get("kind") == "retry" and kill_file.exists():
+            return {**result, "status": "refused", "reason": kill_file.REASON}
         done = self._beside(lambda: _do(command, began + wait_s), wait_s)
         result |= done if done is not None else {"status": "failed", "reason": f"not done within {wait_s:g} s"}
         return {**result, "duration_ms": round((time.monotonic() - began) * 1000, 1)}

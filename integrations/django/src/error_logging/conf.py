@@ -51,6 +51,8 @@ class Conf:
     tenant: str = "default"
     service: str = "django"
     enabled: bool = True
+    kill_file: Path | None = None
+    """While it exists, nothing is changed in this process."""
     spool_dir: Path = field(default_factory=lambda: default_spool_dir())
     spool_max_files: int = 10_000
     spool_fsync: bool = False
@@ -233,10 +235,13 @@ def _dotted(value: object) -> str:
     return value
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
-        raise _Wrong("must be the path of a directory")
-    return Path(str(value)).absolute()
+def _path(of: str) -> Callable[[object], Path]:
+    def parse(value: object) -> Path:
+        if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+            raise _Wrong(f"must be the path of a {of}")
+        return Path(str(value)).absolute()
+
+    return parse
 
 
 def _environment(value: object) -> str:
@@ -368,7 +373,8 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UPRIGHT_TENANT": ("tenant", _name),
     "UPRIGHT_SERVICE": ("service", _name),
     "UPRIGHT_ENABLED": ("enabled", _boolean),
-    "UPRIGHT_SPOOL_DIR": ("spool_dir", _path),
+    "UPRIGHT_KILL_FILE": ("kill_file", _path("file")),
+    "UPRIGHT_SPOOL_DIR": ("spool_dir", _path("directory")),
     "UPRIGHT_SPOOL_MAX_FILES": ("spool_max_files", _integer(1, 1_000_000)),
     "UPRIGHT_SPOOL_FSYNC": ("spool_fsync", _boolean),
     "UPRIGHT_MAX_WAITERS": ("max_waiters", _integer(0, 1000)),

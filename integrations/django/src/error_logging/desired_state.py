@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 from typing import Any
 
-from error_logging import actuators, measurements, process
+from error_logging import actuators, kill_file, measurements, process
 
 logger = logging.getLogger("error_logging")
 
@@ -44,6 +44,8 @@ class _State:
         self.held: dict[tuple[str, str], _Held] = {}
         self.done: dict[str, Future[Acknowledgement]] = {}
         self.reverted: list[Acknowledgement] = []
+        self.killed = False
+        """Whether the kill file has kept something from this process."""
         self.changed = threading.Condition(threading.RLock())
         self.clock: threading.Thread | None = None
 
@@ -58,7 +60,11 @@ def version() -> int:
 
 def complete_version() -> int:
     """Version of the last complete list that this process has dealt with: what a sync says."""
-    return _state.version
+    with _state.changed:
+        if _state.killed and not kill_file.exists():
+            # What was refused or reverted for it may be due again.
+            _state.killed, _state.version = False, 0
+        return _state.version
 
 
 def held() -> list[Directive]:
@@ -142,6 +148,9 @@ def _not_in_time(directive: Directive) -> Acknowledgement:
 
 
 def _apply(directive: Directive, deadline: float | None = None) -> Acknowledgement:
+    if kill_file.exists():
+        _state.killed = True
+        return actuators.acknowledgement(directive, deadline=deadline)
     if directive.get("scope") == "once":
         return _once(directive, deadline)
     key = _key(directive)
@@ -160,6 +169,17 @@ def _apply(directive: Directive, deadline: float | None = None) -> Acknowledgeme
 def _revert(key: tuple[str, str]) -> Acknowledgement:
     ended = _state.held.pop(key)
     return actuators.acknowledgement(ended.directive, revert=True)
+
+
+def _give_up(state: _State) -> None:
+    """Revert everything; it comes back with the next list, once the file is gone."""
+    for key in list(state.held):
+        told = _revert(key)
+        if told["status"] != "reverted":
+            logger.error("Upright could not revert %s of %s: %s", *key, told["reason"])
+        state.reverted.append({**told, "reason": told["reason"] or kill_file.REASON})
+    logger.warning("Upright reverted everything: %s", kill_file.REASON)
+    state.killed = True
 
 
 def _version(directive: Directive) -> int:
@@ -188,7 +208,12 @@ def _watch_expiry(state: _State) -> None:
                     logger.error("Upright could not revert %s of %s: %s", *key, told["reason"])
                 state.reverted.append({**told, "reason": told["reason"] or "expired"})
             if state.held:
-                state.changed.wait(max(0.01, min(one.expires_at for one in state.held.values()) - time.monotonic()))
+                soonest_s = min(one.expires_at for one in state.held.values()) - time.monotonic()
+                if kill_file.configured():
+                    soonest_s = min(soonest_s, kill_file.LOOK_EVERY_S)
+                state.changed.wait(max(0.01, soonest_s))
+                if state.held and kill_file.exists():
+                    _give_up(state)
         state.clock = None
 
 

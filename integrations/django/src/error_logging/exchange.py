@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from error_logging import client, desired_state, process, retry_budget
+from error_logging import client, desired_state, kill_file, process, retry_budget
 from error_logging.conf import current
 from error_logging.record import Record
 from error_logging.recording import local_report
@@ -147,6 +147,8 @@ def _carry_out(
     result: dict[str, Any] = {"command_id": command.get("id"), "status": "done", "reason": "", "acknowledgements": []}
     if kind not in abilities.commands:
         result |= {"status": "unsupported", "reason": f"this caller can't {kind}"}
+    elif kind == "retry" and kill_file.exists():
+        result |= {"status": "refused", "reason": kill_file.REASON}
     elif time.monotonic() >= deadline:
         result |= {"status": "too_late", "reason": "the caller's time is up"}
     elif kind == "apply":

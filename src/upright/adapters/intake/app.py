@@ -11,20 +11,23 @@ from pydantic.json_schema import models_json_schema
 import upright
 from upright.adapters.bus import Bus
 from upright.adapters.intake import refusals
+from upright.adapters.intake.approvals import ApprovalPage
 from upright.adapters.intake.errors import ErrorRoutes, Router
 from upright.adapters.intake.gate import Gate
 from upright.adapters.intake.health import HealthRoutes, Readiness
 from upright.adapters.intake.refusals import Refused
+from upright.adapters.intake.switch import SwitchRoute
 from upright.adapters.intake.sync import SyncRoute
 from upright.adapters.store import PostgresStore
 from upright.config import Settings
 from upright.domain.answer import Answer
 from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
+from upright.domain.switch import SwitchAnswer, SwitchRequest
 from upright.services.ports import Dispatch, Launcher
 
 _REFERENCE = "#/components/schemas/{model}"
-_BODIES = (Event, Results, SyncRequest)
+_BODIES = (Event, Results, SyncRequest, SwitchRequest)
 
 _ABOUT = """Errors of Django applications come in here, and answers, commands and desired state go out.
 
@@ -63,6 +66,8 @@ def create_app(
         recoveries=_documented(Event, Answer, 202, "errors"),
     )
     SyncRoute(gate, store, bus).add_to(api, **_documented(SyncRequest, SyncAnswer, None, "sync"))
+    SwitchRoute(gate, store).add_to(api, **_documented(SwitchRequest, SwitchAnswer, None, "switch"))
+    ApprovalPage(store, settings).add_to(api)
     HealthRoutes(readiness).add_to(api)
     app.include_router(api)
     app.openapi = lambda: _openapi(app)

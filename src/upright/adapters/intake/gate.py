@@ -35,7 +35,7 @@ class Gate:
 
     async def receive(self, request: Request, model: type[Body]) -> Received[Body]:
         """Read, verify, parse. Raises RequestRefused."""
-        raw = await _read(request)
+        raw = await read(request)
         tenant = request.headers.get("upright-tenant", DEFAULT_TENANT)
         delivery_id = self.keyring.verify(tenant, request.headers, raw)
         request.state.signed_for = (tenant, delivery_id)
@@ -84,7 +84,7 @@ def _replaced(value: Any) -> Any:
     return value.replace("\x00", "\ufffd") if isinstance(value, str) else value
 
 
-async def _read(request: Request) -> bytes:
+async def read(request: Request) -> bytes:
     """The raw bytes. What is declared too large isn't read at all; the rest is counted while it is read."""
     declared = request.headers.get("content-length", "")
     if len(declared) > 9 or (declared.isdigit() and int(declared) > MAX_BODY_BYTES):

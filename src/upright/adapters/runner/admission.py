@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from uuid import UUID
 
@@ -18,11 +19,13 @@ class Admission:
         """Queued or admitted here."""
         self._admitted = 0
         self._order = 0
+        self._returning = 0
+        self._freed = asyncio.Event()
 
     @property
     def room(self) -> int:
         """How many more may run now."""
-        return max(0, self._cap - self._admitted)
+        return max(0, self._cap - self._admitted - self._returning)
 
     @property
     def waiting(self) -> int:
@@ -58,5 +61,23 @@ class Admission:
 
     def release(self, recovery_id: UUID | None = None) -> None:
         self._admitted -= 1
+        self._freed.set()
         if recovery_id is not None:
             self._known.discard(recovery_id)
+
+    def step_out(self) -> None:
+        """One that is admitted only waits from now on, and gives its place to others. return_() is to follow."""
+        self._admitted -= 1
+        self._freed.set()
+
+    async def return_(self) -> None:
+        """It goes on as soon as there is room, before those that have not begun. It has its place again even if this is
+        cancelled: release() is to follow as ever."""
+        self._returning += 1
+        try:
+            while self._admitted >= self._cap:
+                self._freed.clear()
+                await self._freed.wait()
+        finally:
+            self._returning -= 1
+            self._admitted += 1

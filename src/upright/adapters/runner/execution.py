@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import copy
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,10 @@ class Execution:
     """Known once the flow has begun it."""
     recovery_id: UUID | None = None
     cancelling: bool = False
+    step_out: Callable[[], AbstractAsyncContextManager[None]] | None = None
+    """Gives the place of this run to others while it only waits."""
+    waiting: bool = False
+    """Whether it does."""
     settled: bool = field(default=False)
     """Whether a cancellation has become a Cancelled state."""
 
@@ -60,6 +65,21 @@ def attach(recovery: Recovery) -> bool:
     if execution is not None:
         execution.recovery, execution.recovery_id = recovery, recovery.record.id
     return execution is not None
+
+
+@contextlib.asynccontextmanager
+async def waiting() -> AsyncGenerator[None]:
+    """While the block runs, this run only waits for a person, and others may have its place."""
+    execution = _current.get()
+    if execution is None or execution.step_out is None:
+        yield
+        return
+    async with execution.step_out():
+        execution.waiting = True
+        try:
+            yield
+        finally:
+            execution.waiting = False
 
 
 async def execute(

@@ -149,8 +149,9 @@ class PrefectRunner:
 
     async def _drain(self) -> None:
         """Let running recoveries end; hand on those that don't."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=GRACE_S)
+        idle = [one for one in self._executions.values() if one.waiting and one.task is not None]
+        if busy := self._tasks - {one.task for one in idle}:
+            await asyncio.wait(busy, timeout=GRACE_S)
         left = [one.recovery_id for one in self._executions.values() if one.recovery_id is not None]
         for task in list(self._tasks):
             task.cancel()
@@ -189,9 +190,7 @@ class PrefectRunner:
         def finished(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._admission.release(recovery_id)
-            self._admit.set()
-            if self._overdue:
-                self._poll.set()
+            self._room_for_others()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("A run failed outside its flow: %r", error, exc_info=error)
 
@@ -259,7 +258,7 @@ class PrefectRunner:
 
     async def _run(self, flow: Flow[..., Any], flow_run: FlowRun, recovery_id: UUID | None) -> None:
         assert self._client is not None  # noqa: S101 (set before any loop starts)
-        execution = Execution(flow_run.id, asyncio.current_task(), recovery_id=recovery_id)
+        execution = Execution(flow_run.id, asyncio.current_task(), recovery_id=recovery_id, step_out=self._stepping_out)
         self._executions[flow_run.id] = execution
         try:
             state = await execute(self._client, flow, flow_run, execution)
@@ -271,6 +270,20 @@ class PrefectRunner:
         finally:
             if self._executions.get(flow_run.id) is execution:
                 del self._executions[flow_run.id]
+
+    @contextlib.asynccontextmanager
+    async def _stepping_out(self) -> AsyncGenerator[None]:
+        self._admission.step_out()
+        self._room_for_others()
+        try:
+            yield
+        finally:
+            await self._admission.return_()
+
+    def _room_for_others(self) -> None:
+        self._admit.set()
+        if self._overdue:
+            self._poll.set()
 
     def _cancel(self, flow_run_id: UUID) -> None:
         execution = self._executions.get(flow_run_id)

@@ -89,8 +89,8 @@ _OPEN = text(f"""
         RETURNING *
     ), taken AS ({_ERROR}
     ), trail AS (
-        INSERT INTO upright.audit (tenant, who, what, subject, why, after)
-        SELECT :tenant, 'service', 'recovery.opened', CAST(id AS text), :why,
+        INSERT INTO upright.audit (tenant, service, who, what, subject, why, after)
+        SELECT :tenant, :service, 'service', 'recovery.opened', CAST(id AS text), :why,
                jsonb_build_object('error_id', error_id, 'runbook', runbook, 'status', status)
         FROM opened
     )

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from upright.adapters.store import audit, rows, topics
+from upright.adapters.store import audit, rows, switches, topics
 from upright.adapters.store.database import Database, Transaction, as_json
 from upright.domain.directive import Directive
 from upright.domain.message import Json
@@ -74,6 +74,7 @@ class Directives:
         async def work(tx: Transaction) -> Directive:
             if await tx.row(_FENCE, recovery_id=recovery_id, epoch=epoch) is None:
                 raise StaleEpoch
+            await switches.pass_by(tx, tenant, service)
             grown = await tx.row(_GROW, tenant=tenant, service=service)
             version = 0 if grown is None else int(grown["version"])
             before: Json = {}
@@ -97,6 +98,7 @@ class Directives:
             await audit.add(
                 tx,
                 tenant=tenant,
+                service=service,
                 who="service",
                 what="directive.put",
                 subject=directive_id,
@@ -133,6 +135,7 @@ class Directives:
             await audit.add(
                 tx,
                 tenant=row["tenant"],
+                service=row["service"],
                 who="service",
                 what="directive.withdrawn",
                 subject=directive_id,

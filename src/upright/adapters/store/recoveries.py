@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from upright.adapters.store import audit, rows, topics
+from upright.adapters.store import audit, permits, rows, topics
 from upright.adapters.store.database import Database, Row, Transaction, as_json
 from upright.domain.message import Json
 from upright.domain.verdict import Status
@@ -31,7 +31,7 @@ _EXPIRED = text("""
           AND COALESCE(lease_expires_at, created_at + make_interval(secs => :lease_s)) <= clock_timestamp()
           OR lease_expires_at <= clock_timestamp() AND NOT (status IN ('queued', 'running'))
         ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-    RETURNING id, tenant, epoch""")
+    RETURNING id, tenant, service, epoch""")
 
 _RENEW = text("""
     UPDATE upright.recovery SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease_s)
@@ -154,6 +154,7 @@ class Recoveries:
             await audit.add(
                 tx,
                 tenant=error["tenant"],
+                service=error["service"],
                 who=runner,
                 what="recovery.begun",
                 subject=recovery_id,
@@ -193,8 +194,8 @@ class Recoveries:
             for row in taken:
                 after: Json = {"epoch": row["epoch"]}
                 await audit.add(
-                    tx, tenant=row["tenant"], who=runner, what="recovery.taken_over", subject=row["id"],
-                    why="its runner's lease ran out", after=after,
+                    tx, tenant=row["tenant"], service=row["service"], who=runner, what="recovery.taken_over",
+                    subject=row["id"], why="its runner's lease ran out", after=after,
                 )  # fmt: skip
             if not taken:
                 return []
@@ -204,8 +205,9 @@ class Recoveries:
 
     async def record_action(self, action: ActionRecord, *, epoch: int) -> None:
         evidence = None if action.evidence is None else as_json(action.evidence.model_dump(mode="json"))
-        row = await self._database.run(
-            lambda tx: tx.row(
+
+        async def work(tx: Transaction) -> None:
+            row = await tx.row(
                 _ACT,
                 recovery_id=action.recovery_id,
                 epoch=epoch,
@@ -224,9 +226,12 @@ class Recoveries:
                 propensity=action.propensity,
                 attributed=action.attributed,
             )
-        )
-        if row is None:
-            raise StaleEpoch
+            if row is None:
+                raise StaleEpoch
+            await permits.end(tx, action)
+            await audit.of_action(tx, action)
+
+        await self._database.run(work)
 
     async def conclude(
         self, recovery_id: UUID, *, epoch: int, status: Status, message: str, explanation: Json
@@ -253,6 +258,7 @@ class Recoveries:
             await audit.add(
                 tx,
                 tenant=row["tenant"],
+                service=row["service"],
                 who="service",
                 what="recovery.concluded",
                 subject=recovery_id,

@@ -44,6 +44,7 @@ def recovery(row: Row) -> RecoveryRecord:
         message=row["message"],
         actions=tuple(action(one) for one in row.get("actions") or ()),
         waited=row["waited"],
+        withheld=row["withheld"],
     )
 
 

@@ -149,6 +149,8 @@ recovery = Table(
     _moment("created_at", default=True),
     _moment("started_at"),
     _moment("finished_at"),
+    # Why it was not attempted, or empty.
+    _text("withheld", ""),
     CheckConstraint(
         "status IN ({})".format(", ".join(f"'{status.value}'" for status in Status)),
         name="status",
@@ -158,6 +160,7 @@ recovery = Table(
     Index("recovery_error_id_idx", "error_id"),
     Index("recovery_flow_run_id_idx", "flow_run_id"),
     Index("recovery_finished_at_idx", "finished_at"),
+    Index("recovery_finished_idx", "tenant", "service", "finished_at"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
     Index(
         "recovery_open_idx",
@@ -186,6 +189,7 @@ action = Table(
     Column("propensity", DOUBLE_PRECISION, nullable=True),
     Column("attributed", Boolean, nullable=False, server_default=text("true")),
     _moment("recorded_at", default=True),
+    Index("action_strategy_recorded_at_idx", "strategy", "recorded_at"),
 )
 
 model_version = Table(
@@ -348,7 +352,9 @@ audit = Table(
     _text("why", ""),
     _object("before"),
     _object("after"),
+    _text("service", ""),
     Index("audit_subject_idx", "subject"),
+    Index("audit_at_idx", "at"),
 )
 
 actuator_lock = Table(
@@ -394,4 +400,90 @@ health_watch = Table(
     _moment("failing_since"),
     Column("reports", Integer, nullable=False, server_default=text("0")),
     _moment("reported_at"),
+)
+
+# A place within the limits, taken when an action begins. What came to nothing gives it back.
+permit = Table(
+    "permit",
+    metadata,
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("strategy", Text, primary_key=True),
+    _text("tenant"),
+    _text("service"),
+    _text("runbook"),
+    _moment("taken_at", default=True),
+    _moment("ended_at"),
+    Index("permit_taken_at_idx", "taken_at"),
+    Index("permit_service_idx", "tenant", "service", "taken_at"),
+)
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _text("tenant"),
+    _text("service"),
+    # Empty: of the whole service.
+    _text("fingerprint"),
+    _text("reason"),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="SET NULL"), nullable=True),
+    _moment("began_at", default=True),
+    Column("until", DateTime(timezone=True), nullable=False),
+    Index("hold_service_idx", "tenant", "service", "until"),
+)
+
+# From when on failures count again.
+hold_reset = Table(
+    "hold_reset",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    _moment("at", default=True),
+)
+
+switch = Table(
+    "switch",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("origin", Text, primary_key=True),
+    Column("by", Text, nullable=False),
+    _text("why", ""),
+    _moment("at", default=True),
+    CheckConstraint("origin IN ('operator', 'application')", name="origin"),
+)
+
+trust = Table(
+    "trust",
+    metadata,
+    Column("runbook", Text, primary_key=True),
+    # Empty: the whole runbook.
+    Column("strategy", Text, primary_key=True),
+    _text("level"),
+    Column("by", Text, nullable=False),
+    _text("why", ""),
+    _moment("at", default=True),
+    CheckConstraint("level IN ('shadow', 'approve', 'auto')", name="level"),
+)
+
+approval = Table(
+    "approval",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("recovery_id", Uuid, ForeignKey(recovery.c.id, ondelete="CASCADE"), nullable=False),
+    _text("strategy"),
+    _text("target", ""),
+    _object("values"),
+    _text("plan", ""),
+    _text("status", "waiting"),
+    _text("decided_by", ""),
+    _text("via", ""),
+    _text("why", ""),
+    _moment("created_at", default=True),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    _moment("decided_at"),
+    CheckConstraint("status IN ('waiting', 'approved', 'rejected', 'expired')", name="status"),
+    UniqueConstraint("recovery_id", "strategy"),
+    Index("approval_waiting_idx", "created_at", postgresql_where=text("status = 'waiting'")),
 )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from error_logging import http_clients, measurements
+from error_logging import http_clients, kill_file, measurements
 from error_logging.actuators import cache, circuit_break, fallback, pool, queue, request_throttle, timeout
 from error_logging.actuators.base import Change, NotSupported
 from error_logging.conf import current
@@ -67,6 +67,8 @@ def refusal(strategy: str, values: Mapping[str, Any]) -> str | None:
     conf = current()
     if not conf.enabled:
         return "UPRIGHT_ENABLED is False"
+    if kill_file.exists():
+        return kill_file.REASON
     if conf.allowed_strategies is not None and strategy not in conf.allowed_strategies:
         return f"UPRIGHT_ALLOWED_STRATEGIES does not hold {strategy}"
     for parameter, (low, high) in conf.limits.get(strategy, {}).items():
