@@ -119,6 +119,17 @@ async def escalate() -> State[Any]:
     return await _send("escalation")
 
 
+@task(name="relapse", task_run_name="relapse", timeout_seconds=60, **UNCACHED)
+async def relapse() -> State[Any]:
+    """Those who were told that it had recovered hear that it came back."""
+    link = url_for("flow-run", obj_id=_run_id())
+    sent = await alerts.follow_up(_recovery.get(), [link] if link else [])
+    message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
+    if any(one.status == "failed" for one in sent):
+        return Failed(message=message)
+    return Completed(name="Sent" if sent else "Skipped", message=message or "nobody was told that it had recovered")
+
+
 async def _send(kind: alerts.Kind) -> State[Any]:
     recovery = _recovery.get()
     because = alerts.due(kind, recovery)
@@ -236,6 +247,8 @@ async def _recover(
 
 
 async def _tell() -> None:
+    if _recovery.get().relapsed is not None:
+        await relapse(return_state=True)
     await alert(return_state=True)
     await escalate(return_state=True)
 

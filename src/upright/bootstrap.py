@@ -17,6 +17,7 @@ from upright.adapters import runbook_files
 from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
+from upright.adapters.probes import ServiceProber
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
@@ -41,13 +42,14 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
     url = database_url(settings)
     book = runbook_files.load(settings.project)
     mailer = SmtpMailer(settings.smtp_url.get_secret_value()) if settings.smtp_url is not None else None
+    prober = ServiceProber(settings.probe_databases)
     bus = Bus(url, reconcile_s=settings.reconcile_s)
     database = await Database.open(url, announcer=bus)
     try:
         store = PostgresStore(database, instance_ttl_s=settings.instance_ttl_s)
         await bus.open()
         dispatch = CommandDispatch(store, bus)
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus)
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, prober)
     finally:
         await bus.close()
         await database.close()

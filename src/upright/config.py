@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
     alert_recipients: list[str] = Field(default_factory=list[str])
     """JSON list; used for services that announce no recipients."""
+    probe_databases: dict[str, SecretStr] = Field(default_factory=dict)
+    """JSON object of name to DSN: databases that a runbook's `sql` checks may query, as a role that can only read."""
     work_pool: str = "upright"
     log_json: bool = False
 

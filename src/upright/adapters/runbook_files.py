@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from upright.domain.check import CHECKS
 from upright.domain.runbook import Runbook, SeverityTable, Step
 from upright.domain.severity import Severity
 from upright.errors import ConfigurationError, RunbookError
@@ -238,11 +239,11 @@ def _check_steps(document: _Document, where: _Path) -> None:
 
 def _report(error: ValidationError, model: type[BaseModel], where: _Path, document: _Document) -> None:
     for problem in error.errors(include_url=False):
-        location: _Path = problem["loc"]
+        location, holder = _untagged(problem["loc"], model)
         place = (*where, *location)
         dotted = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
-            allowed = _fields(model, location[:-1])
+            allowed = list(holder.model_fields) if holder is not model else _fields(model, location[:-1])
             text = f"unknown key {location[-1]!r}{_did_you_mean(str(location[-1]), allowed)}"
         elif problem["type"] == "missing":
             text = f"{location[-1]!r} is missing"
@@ -252,6 +253,16 @@ def _report(error: ValidationError, model: type[BaseModel], where: _Path, docume
             message = _MEMBER.sub(r"\1", problem["msg"].removeprefix("Value error, "))
             text = f"{dotted + ': ' if dotted else ''}{message}{given}"
         document.report(place, text)
+
+
+def _untagged(location: _Path, model: type[BaseModel]) -> tuple[_Path, type[BaseModel]]:
+    """A place without the kind of a check, which stands between the check's number and its key; and the model that has
+    the key."""
+    for index, part in enumerate(location[:-2]):
+        tag = location[index + 2]
+        if part == "checks" and isinstance(tag, str) and tag in CHECKS:
+            return (*location[: index + 2], *location[index + 3 :]), CHECKS[tag]
+    return location, model
 
 
 def _fields(model: type[BaseModel], where: _Path) -> Iterable[str]:

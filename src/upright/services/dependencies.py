@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from upright.config import Settings
 from upright.services.book import Book
-from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, RecoveryStore
+from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, Prober, RecoveryStore
 
 
 class Store(ErrorStore, RecoveryStore, FleetStore, Protocol):
@@ -26,6 +26,7 @@ class Dependencies:
     mailer: Mailer | None = None
     """The service's own way to send e-mail; None where UPRIGHT_SMTP_URL is not set."""
     bus: Any = None
+    prober: Prober | None = None
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)

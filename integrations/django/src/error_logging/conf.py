@@ -57,6 +57,8 @@ class Conf:
     scrub_keys: tuple[str, ...] = ()
     scrub_patterns: tuple[re.Pattern[str], ...] = ()
     databases: tuple[str, ...] = ("default",)
+    sql_checks: tuple[str, ...] = ()
+    """Databases that a runbook's queries may read."""
     agent: bool = True
     recovery_timeout_ms: int = 5000
     alert_recipients: tuple[str, ...] = ()
@@ -302,6 +304,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UPRIGHT_SCRUB_KEYS": ("scrub_keys", _strings),
     "UPRIGHT_SCRUB_PATTERNS": ("scrub_patterns", _patterns),
     "UPRIGHT_DATABASES": ("databases", _databases),
+    "UPRIGHT_SQL_CHECKS": ("sql_checks", _databases),
     "UPRIGHT_AGENT": ("agent", _boolean),
     "ERROR_RECOVERY_TIMEOUT": ("recovery_timeout_ms", _integer(0, 60_000)),
     "ERROR_ALERT_RECIPIENTS": ("alert_recipients", _strings),

@@ -22,7 +22,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.utils.log import log_response
 
-from error_logging import events, exchange, recording, replay, waiting
+from error_logging import events, exchange, recording, replay, route_watch, waiting
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -62,6 +62,8 @@ def capture(request: HttpRequest, exc: BaseException) -> Record:
     began = began_at(request)
     service = getattr(request, "upright_service", None)
     event = events.build(exc, request=request, service=service, began=began)
+    if route_watch.watching():
+        route_watch.failed(request, exc)
     return recording.capture(event, began=began)
 
 

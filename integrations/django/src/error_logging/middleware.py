@@ -14,7 +14,7 @@ from django.core.signals import got_request_exception
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponse, HttpResponseBase
 
-from error_logging import actuators, agent, handling, recording
+from error_logging import actuators, agent, handling, recording, route_watch
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -47,6 +47,8 @@ class AIErrorRecoveryMiddleware:
         if actuators.needs_requests():
             _guarded(actuators.prepare_thread)
         response: Any = self.get_response(request)
+        if route_watch.watching():
+            _guarded(route_watch.answered, request, response.status_code)
         if response.streaming:
             _watch_stream(request, response)
         return response
@@ -55,6 +57,8 @@ class AIErrorRecoveryMiddleware:
         request.__dict__["_upright_began"] = time.monotonic()
         request.__dict__["_upright_async"] = True
         response: Any = await self.get_response(request)
+        if route_watch.watching():
+            _guarded(route_watch.answered, request, response.status_code)
         waiting: tuple[Exception, Record] | None = request.__dict__.pop("_upright_waiting", None)
         if waiting is not None:
             response = await self._afinish(request, *waiting)

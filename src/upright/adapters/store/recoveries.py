@@ -93,15 +93,16 @@ _ACT = text("""
     )
     INSERT INTO upright.action
         (recovery_id, position, strategy, verdict, reason, "values", before, after, evidence, score, cost_s,
-         duration_ms, directive_version)
+         duration_ms, directive_version, checks)
     SELECT id, :position, :strategy, :verdict, :reason, CAST(:values AS jsonb), CAST(:before AS jsonb),
-           CAST(:after AS jsonb), CAST(:evidence AS jsonb), :score, :cost_s, :duration_ms, :directive_version
+           CAST(:after AS jsonb), CAST(:evidence AS jsonb), :score, :cost_s, :duration_ms, :directive_version,
+           CAST(:checks AS jsonb)
     FROM held
     ON CONFLICT (recovery_id, position) DO UPDATE SET
         strategy = excluded.strategy, verdict = excluded.verdict, reason = excluded.reason,
         "values" = excluded."values", before = excluded.before, after = excluded.after, evidence = excluded.evidence,
         score = excluded.score, cost_s = excluded.cost_s, duration_ms = excluded.duration_ms,
-        directive_version = excluded.directive_version,
+        directive_version = excluded.directive_version, checks = excluded.checks,
         recorded_at = clock_timestamp()
     RETURNING recovery_id""")
 
@@ -219,6 +220,7 @@ class Recoveries:
                 cost_s=action.cost_s,
                 duration_ms=action.duration_ms,
                 directive_version=action.directive_version,
+                checks=as_json([one.model_dump(mode="json") for one in action.checks]),
             )
         )
         if row is None:

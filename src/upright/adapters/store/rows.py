@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, text
 from upright.adapters.store.database import Row
 from upright.domain.directive import Directive
 from upright.domain.severity import Severity
-from upright.domain.verdict import Evidence, Status, Verdict
+from upright.domain.verdict import Checked, Evidence, Status, Verdict
 from upright.services.ports import ActionRecord, RecoveryRecord
 
 ACTIONS = """
@@ -44,6 +44,8 @@ def recovery(row: Row) -> RecoveryRecord:
         message=row["message"],
         actions=tuple(action(one) for one in row.get("actions") or ()),
         waited=row["waited"],
+        relapse_of=row["relapse_of"],
+        relapse=row["relapse"],
     )
 
 
@@ -63,6 +65,7 @@ def action(row: dict[str, Any]) -> ActionRecord:
         cost_s=row["cost_s"],
         duration_ms=row["duration_ms"],
         directive_version=row["directive_version"],
+        checks=tuple(Checked.model_validate(one) for one in row["checks"]),
     )
 
 
@@ -76,4 +79,5 @@ def directive(row: Row) -> Directive:
         values=row["values"],
         ttl_s=max(0.0, float(row["ttl_s"])),
         scope=row["scope"],
+        instances=row["instances"],
     )

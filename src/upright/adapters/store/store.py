@@ -13,10 +13,21 @@ from upright.adapters.store.instances import Instances
 from upright.adapters.store.locks import Locks
 from upright.adapters.store.outcomes import Outcomes
 from upright.adapters.store.recoveries import Recoveries
+from upright.adapters.store.relapses import Relapses
 
 
 class PostgresStore(
-    Acceptances, Errors, Recoveries, Locks, Alerts, Directives, Acknowledgements, Instances, Commands, Outcomes
+    Acceptances,
+    Errors,
+    Recoveries,
+    Locks,
+    Alerts,
+    Directives,
+    Acknowledgements,
+    Instances,
+    Commands,
+    Outcomes,
+    Relapses,
 ):
     def __init__(self, database: Database, *, instance_ttl_s: float = 60) -> None:
         """`instance_ttl_s`: seconds after its last sync for which a process counts as alive."""

@@ -148,6 +148,10 @@ recovery = Table(
     _moment("created_at", default=True),
     _moment("started_at"),
     _moment("finished_at"),
+    # The recovery whose error came back, and, of one that relapsed, when and how.
+    Column("relapse_of", Uuid, ForeignKey("upright.recovery.id", ondelete="SET NULL"), nullable=True),
+    _moment("relapsed_at"),
+    _text("relapse", ""),
     CheckConstraint(
         "status IN ({})".format(", ".join(f"'{status.value}'" for status in Status)),
         name="status",
@@ -156,6 +160,7 @@ recovery = Table(
     Index("recovery_incident_id_created_at_idx", "incident_id", "created_at"),
     Index("recovery_error_id_idx", "error_id"),
     Index("recovery_flow_run_id_idx", "flow_run_id"),
+    Index("recovery_relapse_of_idx", "relapse_of"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
     Index(
         "recovery_open_idx",
@@ -180,6 +185,7 @@ action = Table(
     Column("cost_s", DOUBLE_PRECISION, nullable=True),
     Column("duration_ms", DOUBLE_PRECISION, nullable=False, server_default=text("0")),
     Column("directive_version", BigInteger, nullable=True),
+    Column("checks", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
     _moment("recorded_at", default=True),
 )
 
@@ -208,6 +214,9 @@ directive = Table(
     # Another directive has taken its place; the target is still changed.
     _moment("superseded_at"),
     _moment("withdrawn_at"),
+    # The processes that it is for, null for all; the others hold on to what it replaces.
+    Column("instances", ARRAY(Text), nullable=True),
+    Column("replaces", Uuid, nullable=True),
     CheckConstraint("scope IN ('process', 'once')", name="scope"),
     UniqueConstraint("tenant", "service", "version"),
     Index("directive_recovery_id_idx", "recovery_id"),
