@@ -142,6 +142,8 @@ async def test_what_was_not_repaired_ends_as_failed_and_says_so(
     assert (run.state.is_failed(), run.state.name) == (True, "NotRecovered")
     assert (await here.store.desired("default", "django"))[1] == []
     assert (await tasks(client, run, 7))["verify timeout_increase"] == "NotRecovered"
+    made = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert [one.run_count for one in made if one.name == "verify timeout_increase"] == [1], "a verdict is not repeated"
 
 
 async def test_what_nobody_could_verify_is_never_green(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from upright.adapters import runbook_files
 from upright.domain.check import HttpCheck, SqlCheck, TcpCheck
@@ -420,4 +422,19 @@ def test_a_quiet_window_must_be_over_before_the_change_is() -> None:
         Runbook.model_validate(
             {"name": "demo", "steps": [{"strategy": "retry", "ttl_s": 30}],
              "verification": {"checks": [{"kind": "quiet", "window_s": 30}]}}
+        )  # fmt: skip
+
+
+def test_the_runbook_in_the_docs_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "verification.md").read_text("utf-8")
+    [block] = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    runbook = Runbook.model_validate(YAML(typ="safe").load(block))  # pyright: ignore
+    assert [one.kind for one in runbook.verification.checks] == ["replay", "http", "sql", "check", "quiet"]
+
+
+def test_verification_must_fit_into_its_task() -> None:
+    with pytest.raises(ValueError, match=r"verification may take .* s, and 590 are allowed"):
+        Runbook.model_validate(
+            {"name": "demo", "steps": [{"strategy": "retry"}],
+             "verification": {"checks": [{"kind": "quiet", "window_s": 300}] * 2}}
         )  # fmt: skip

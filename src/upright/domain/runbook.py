@@ -38,6 +38,8 @@ class Step(Edited):
     """Its change stays in force until it expires, though nothing has shown that it helps."""
 
 
+LONGEST_S = 590.0
+"""What the task that verifies has."""
 SETTLING_S = 5.0
 """Kept beside a quiet window for every process to hold the change, and to tell what it counted."""
 
@@ -122,6 +124,8 @@ class Runbook(Edited):
     @model_validator(mode="after")
     def _verified_while_it_holds(self) -> Runbook:
         shortest = min(step.ttl_s for step in self.steps)
+        if self.verification.longest_s > LONGEST_S:
+            raise ValueError(f"verification may take {self.verification.longest_s:g} s, and {LONGEST_S:g} are allowed")
         for check in self.verification.checks:
             if check.kind == "quiet" and check.window_s >= shortest:
                 raise ValueError(f"a quiet window of {check.window_s:g} s needs a longer ttl_s than {shortest:g} s")
