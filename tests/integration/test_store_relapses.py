@@ -77,6 +77,14 @@ async def test_whoever_was_told_that_it_recovered_is_told_otherwise(store: Postg
         assert one.strategy == "pool_increase"
 
 
+async def test_an_answer_that_was_on_its_way_meanwhile_is_not_the_last_word(store: PostgresStore) -> None:
+    first = await recovered(store)
+    await again(store)
+    await store.settle(first.error_id, waited=True, delivered=first.id)
+    [told] = await store.undelivered_outcomes("default", "shop", instance="one")
+    assert (told.error_id, told.report["status"]) == (first.error_id, "relapsed")
+
+
 async def test_an_acknowledgement_of_the_former_end_is_none_of_the_relapse(store: PostgresStore) -> None:
     event = an_event()
     first = await recovered(store, event=event)

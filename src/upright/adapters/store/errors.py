@@ -77,7 +77,9 @@ _KEEP_WAIT = text("""
 _SETTLE = text("""
     UPDATE upright.error SET
         waiter_until = CASE WHEN :waited THEN NULL ELSE waiter_until END,
-        delivered_recovery_id = COALESCE(CAST(:delivered AS uuid), delivered_recovery_id)
+        delivered_recovery_id = COALESCE(
+            (SELECT r.id FROM upright.recovery r WHERE r.id = CAST(:delivered AS uuid) AND r.status <> 'relapsed'),
+            delivered_recovery_id)
     WHERE id = :error_id""")
 
 _LIST = text("""
