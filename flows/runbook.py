@@ -19,7 +19,7 @@ from typing import Any
 from prefect import Flow, Task, flow, get_run_logger, task
 from prefect.artifacts import MarkdownArtifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import AsyncClientContext, FlowRunContext, get_run_context
 from prefect.exceptions import Abort
 from prefect.states import Cancelled, Completed, Failed
@@ -45,6 +45,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 # Nothing is persisted: the store remembers what was done. Naming a place saves asking the server for its default one.
 NO_RESULTS: dict[str, Any] = {"persist_result": False, "result_storage": Path(tempfile.gettempdir())}
 DATABASE_PATIENCE_S = 60.0
+NOT_RECOVERED, NOT_VERIFIED = "NotRecovered", "NotVerified"
 # The parameter is checked by the server against the schema of the deployment, and by the store.
 FLOW: dict[str, Any] = {**NO_RESULTS, "retries": 0, "validate_parameters": False}
 UNCACHED: dict[str, Any] = {**NO_RESULTS, "cache_policy": NO_CACHE}
@@ -102,13 +103,25 @@ def noted_task(strategy: str) -> Task[..., Any]:
     return note
 
 
-@task(name="verify", task_run_name="verify {strategy}", retries=1, timeout_seconds=600, **UNCACHED)
+def _no_verdict(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether it failed on our side: a verdict is never repeated."""
+    return state.name not in (NOT_RECOVERED, NOT_VERIFIED)
+
+
+@task(
+    name="verify",
+    task_run_name="verify {strategy}",
+    retries=1,
+    retry_condition_fn=_no_verdict,
+    timeout_seconds=600,
+    **UNCACHED,
+)
 async def verify(strategy: str) -> State[Any]:
     action = await _recovery.get().verify(_acted.get()[strategy])
     message = f"{reporting.VERDICTS[action.verdict]}: {action.reason}"
     if action.verdict is Verdict.RECOVERED:
         return Completed(name="Recovered", message=message)
-    return Failed(name="NotVerified" if action.verdict is Verdict.UNKNOWN else "NotRecovered", message=message)
+    return Failed(name=NOT_VERIFIED if action.verdict is Verdict.UNKNOWN else NOT_RECOVERED, message=message)
 
 
 @task(name="alert", task_run_name="alert", timeout_seconds=60, **UNCACHED)
@@ -127,6 +140,17 @@ async def ask(strategy: str, question: Approval) -> State[Any]:
     sent = await asking.ask(_recovery.get(), question, [link] if link else [])
     message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
     return Completed(name="Asked", message=f"{question.plan}: {message}")
+
+
+@task(name="relapse", task_run_name="relapse", timeout_seconds=60, **UNCACHED)
+async def relapse() -> State[Any]:
+    """Those who were told that it had recovered hear that it came back."""
+    link = url_for("flow-run", obj_id=_run_id())
+    sent = await alerts.follow_up(_recovery.get(), [link] if link else [])
+    message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
+    if any(one.status == "failed" for one in sent):
+        return Failed(message=message)
+    return Completed(name="Sent" if sent else "Skipped", message=message or "nobody was told that it had recovered")
 
 
 async def _send(kind: alerts.Kind) -> State[Any]:
@@ -243,10 +267,12 @@ async def _recover(
         return Completed(message=record.message)
     if record.status is Status.CANCELLED:
         return Cancelled(message=record.message)
-    return Failed(name="NotVerified" if record.status is Status.UNKNOWN else "NotRecovered", message=record.message)
+    return Failed(name=NOT_VERIFIED if record.status is Status.UNKNOWN else NOT_RECOVERED, message=record.message)
 
 
 async def _tell() -> None:
+    if _recovery.get().relapsed is not None:
+        await relapse(return_state=True)
     await alert(return_state=True)
     await escalate(return_state=True)
 

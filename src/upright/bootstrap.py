@@ -18,6 +18,7 @@ from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
 from upright.adapters.models import ModelLibrary
+from upright.adapters.probes import ServiceProber
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
@@ -47,6 +48,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
     book = runbook_files.load(settings.project)
     services = platforms.load(settings.project)
     mailer = SmtpMailer(settings.smtp_url.get_secret_value()) if settings.smtp_url is not None else None
+    prober = ServiceProber(settings.probe_databases)
     bus = Bus(url, reconcile_s=settings.reconcile_s)
     database = await Database.open(url, announcer=bus)
     try:
@@ -61,7 +63,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
             epsilon=settings.exploration,
             escalation_s=settings.escalation_cost_s,
         )
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services, scorer)
+        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services, scorer, prober)
     finally:
         await bus.close()
         await database.close()

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Where people reach this service in a browser; with the secret below, approvals are asked for by a link too."""
     approval_secret: Annotated[SecretStr | None, Field(min_length=24)] = None
     """Signs links to approvals; known to the service alone."""
+    probe_databases: dict[str, SecretStr] = Field(default_factory=dict)
+    """JSON object of name to DSN: databases that a runbook's `sql` checks may query, as a role that can only read."""
     work_pool: str = "upright"
     log_json: bool = False
 

@@ -17,7 +17,9 @@ from upright.adapters.store import PostgresStore
 from upright.cli.context import announced
 from upright.cli.doctor import secret_problem
 from upright.domain.event import ErrorDetail
-from upright.testing.intake import SECRET, accept, an_event
+from upright.domain.verdict import Checked, Evidence, Status, Verdict
+from upright.services.ports import ActionRecord
+from upright.testing.intake import SECRET, a_running_recovery, accept, an_event
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,6 +172,26 @@ async def test_what_an_error_says_is_shown_as_it_is(store: PostgresStore, databa
         )
         assert shown.returncode == 0, shown.stderr
         assert "Broken[/]" in shown.stdout
+
+
+async def test_what_verified_an_error_and_how_it_came_back_is_shown(
+    store: PostgresStore, database_url: str, tmp_path: Path
+) -> None:
+    recovery = await a_running_recovery(store)
+    failed, passed = (Evidence(kind="http", outcome=one, detail=f"it {one}") for one in ("failed", "passed"))
+    checks = (Checked(name="http http://shop.example/", before=failed, after=passed),)
+    action = ActionRecord(recovery.id, 0, "cache_clear", Verdict.RECOVERED, reason="it works", checks=checks)
+    await store.record_action(action, epoch=recovery.epoch)
+    await store.conclude(recovery.id, epoch=recovery.epoch, status=Status.RECOVERED, message="done", explanation={})
+    await accept(store)
+    environment = {"UPRIGHT_DATABASE_URL": database_url, "UPRIGHT_DATA_DIR": str(tmp_path)}
+    shown = await asyncio.to_thread(run, "errors", "show", str(recovery.error_id), **environment)
+    assert shown.returncode == 0, shown.stderr
+    assert "relapsed. done\nIt did not last: the error came back 0 s after it." in shown.stdout
+    line = next(one for one in shown.stdout.splitlines() if "http://shop.example/" in one)
+    assert " ".join(line.split()) == "cache_clear http http://shop.example/ failed it failed passed it passed"
+    as_json = await asyncio.to_thread(run, "errors", "show", str(recovery.error_id), "--json", **environment)
+    assert json.loads(as_json.stdout)["recovery"]["actions"][0]["checks"][0]["before"]["outcome"] == "failed"
 
 
 def test_a_database_without_tables_is_told(fresh_postgres_url: str, tmp_path: Path) -> None:

@@ -143,6 +143,24 @@ async def test_what_was_not_repaired_ends_as_failed_and_says_so(
     assert (run.state.is_failed(), run.state.name) == (True, "NotRecovered")
     assert (await here.store.desired("default", "django"))[1] == []
     assert (await tasks(client, run, 7))["verify timeout_increase"] == "NotRecovered"
+    made = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert [one.run_count for one in made if one.name == "verify timeout_increase"] == [1], "a verdict is not repeated"
+
+
+async def test_a_relapse_has_a_run_of_its_own_that_tells_of_it(
+    here: Warm, client: PrefectClient, application: Application
+) -> None:
+    first = await here.ended(await here.submit(slow_query()))
+    application.outcomes = ["failed"]
+    version = (await here.store.desired("default", "django"))[0]
+    second = await here.ended(await here.submit(slow_query(desired_version=version)))
+    assert second.relapse_of == first.id
+    assert (await here.store.recovery(first.id)).status is Status.RELAPSED
+    run = await flow_run(client, second)
+    assert (await tasks(client, run, 7))["relapse"] == "Skipped"  # nobody had been told that it recovered
+    told = await artifact(client, run)
+    assert "A relapse: Recovery successful: Timeout Increase, in recovery" in told
+    assert "; the error came back" in told
 
 
 async def test_what_nobody_could_verify_is_never_green(

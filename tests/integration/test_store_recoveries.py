@@ -262,5 +262,5 @@ async def test_the_errors_of_an_incident_within_the_last_minute_are_counted(stor
     await accept(store, an_event(age_ms=120_000))
     await accept(store, fingerprint="another")
     assert first.recovery is not None
-    assert await store.recent_errors(first.recovery.incident_id, 60) == 2
-    assert await store.recent_errors(first.recovery.incident_id, 600) == 3
+    assert await store.recurrences(first.recovery.incident_id, 60) == 2
+    assert await store.recurrences(first.recovery.incident_id, 600) == 3

@@ -43,6 +43,7 @@ GOOD: list[tuple[str, Any, str, Any]] = [
     ("UPRIGHT_SCRUB_KEYS", ["iban"], "scrub_keys", ("iban",)),
     ("UPRIGHT_SCRUB_PATTERNS", [r"\d+"], "scrub_patterns", (re.compile(r"\d+"),)),
     ("UPRIGHT_DATABASES", ["default"], "databases", ("default",)),
+    ("UPRIGHT_SQL_CHECKS", ["default"], "sql_checks", ("default",)),
     ("UPRIGHT_AGENT", False, "agent", False),
     ("UPRIGHT_EXECUTOR", "shop.recovery.Executor", "executor", "shop.recovery.Executor"),
     ("UPRIGHT_FALLBACK_SERVICES", {"laravel": "https://old.example/"}, "fallback_services", {
@@ -109,6 +110,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("UPRIGHT_SCRUB_PATTERNS", [re.compile(b"bytes")], "list of regular expressions"),
     ("UPRIGHT_SCRUB_PATTERNS", "x", "list of regular expressions"),
     ("UPRIGHT_DATABASES", ["replica"], "DATABASES has default"),
+    ("UPRIGHT_SQL_CHECKS", ["replica"], "DATABASES has default"),
     ("UPRIGHT_AGENT", 0, "True or False"),
     ("UPRIGHT_EXECUTOR", "no path", "dotted path"),
     ("UPRIGHT_EXECUTOR", 5, "dotted path"),

@@ -240,3 +240,20 @@ def test_a_child_that_is_forked_while_a_directive_is_applied_is_not_stuck(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     go.set()
     applying.join()
+
+
+def test_a_change_that_is_for_more_processes_now_is_not_made_again(lamp: Lamp) -> None:
+    first = light(3, version=1)
+    desired_state.apply_desired(1, [{**first, "instances": ["this one"]}])
+    [told] = desired_state.apply_desired(2, [{**first, "version": 2, "instances": None}])
+    assert lamp.did == [("apply", "hall", 3)]
+    assert (told["status"], told["version"], told["before"]) == ("applied", 2, {"level": None})
+    [told] = desired_state.apply_desired(3, [])
+    assert (told["status"], told["version"], lamp.did[-1]) == ("reverted", 2, ("revert", "hall", 3))
+
+
+def test_a_change_that_is_for_more_processes_now_holds_no_longer_for_it(lamp: Lamp) -> None:
+    first = light(3, version=1, ttl_s=0.05)
+    desired_state.apply_desired(1, [first])
+    desired_state.apply_desired(2, [{**first, "version": 2, "ttl_s": 60}])
+    until(lambda: lamp.did[-1] == ("revert", "hall", 3))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from upright.domain.check import CHECKS
 from upright.domain.runbook import Step
 
 _MEMBER = re.compile(r"<\w+\.\w+: ('[^']*')>")
@@ -118,11 +119,11 @@ def validated(model: type[_Model], document: Document) -> _Model | None:
 
 def report(error: ValidationError, model: type[BaseModel], where: Place, document: Document) -> None:
     for problem in error.errors(include_url=False):
-        location: Place = problem["loc"]
+        location, holder = _untagged(problem["loc"], model)
         place = (*where, *location)
         dotted = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
-            allowed = _fields(model, location[:-1])
+            allowed = list(holder.model_fields) if holder is not model else _fields(model, location[:-1])
             text = f"unknown key {location[-1]!r}{did_you_mean(str(location[-1]), allowed)}"
         elif problem["type"] == "missing":
             text = f"{location[-1]!r} is missing"
@@ -132,6 +133,16 @@ def report(error: ValidationError, model: type[BaseModel], where: Place, documen
             message = _MEMBER.sub(r"\1", problem["msg"].removeprefix("Value error, "))
             text = f"{dotted + ': ' if dotted else ''}{message}{given}"
         document.report(place, text)
+
+
+def _untagged(location: Place, model: type[BaseModel]) -> tuple[Place, type[BaseModel]]:
+    """A place without the kind of a check, which stands between the check's number and its key; and the model that has
+    the key."""
+    for index, part in enumerate(location[:-2]):
+        tag = location[index + 2]
+        if part == "checks" and isinstance(tag, str) and tag in CHECKS:
+            return (*location[: index + 2], *location[index + 3 :]), CHECKS[tag]
+    return location, model
 
 
 def _fields(model: type[BaseModel], where: Place) -> Iterable[str]:

@@ -38,6 +38,8 @@ def report(recovery: RecoveryRecord | None, *, error_id: UUID, own_result: bool 
 def works(recovery: RecoveryRecord, *, error_id: UUID, own_result: bool | None) -> bool:
     """Whether this caller's own operation is known to work again: it saw so itself, or its error is the one whose
     operation the recovery verified."""
+    if recovery.status is Status.RELAPSED:
+        return False
     if own_result is not None:
         return own_result and recovery.status.final
     return recovery.status is Status.RECOVERED and recovery.error_id == error_id
@@ -54,13 +56,14 @@ def title(strategy: str) -> str:
     return strategy.replace("_", " ").title()
 
 
-_STATUS: dict[Status, Literal["pending", "recovered", "not_recovered", "unknown", "cancelled"]] = {
+_STATUS: dict[Status, Literal["pending", "recovered", "not_recovered", "unknown", "cancelled", "relapsed"]] = {
     Status.QUEUED: "pending",
     Status.RUNNING: "pending",
     Status.RECOVERED: "recovered",
     Status.NOT_RECOVERED: "not_recovered",
     Status.UNKNOWN: "unknown",
     Status.CANCELLED: "cancelled",
+    Status.RELAPSED: "relapsed",
 }
 
 
@@ -74,6 +77,8 @@ def _message(recovery: RecoveryRecord, *, success: bool, own_result: bool | None
         return recovery.message
     if recovery.status is Status.CANCELLED:
         return "Recovery cancelled"
+    if recovery.status is Status.RELAPSED:
+        return f"Relapsed: {recovery.relapse}" if recovery.relapse else "Relapsed"
     if recovery.status is Status.NOT_RECOVERED or own_result is False:
         return "Recovery failed"
     return "Recovery not verified"

@@ -67,11 +67,20 @@ def show(error_id: ErrorId, as_json: AsJson = False) -> None:
         return
     console.print(f"Runbook {recovery.runbook}: [bold]{recovery.status.value}[/]. ", end="")
     console.print(recovery.message, markup=False)
+    if recovery.relapse:
+        console.print(f"It did not last: {recovery.relapse}.", markup=False)
     rows = [
         (action.strategy, action.verdict.value, action.values or "", f"{action.duration_ms:.0f} ms", action.reason)
         for action in recovery.actions
     ]
     table(("strategy", "verdict", "values", "took", "reason"), rows, empty="No actions.")
+    checks = [
+        (action.strategy, one.name, f"{one.before.outcome} {one.before.detail}" if one.before else "",
+         f"{one.after.outcome} {one.after.detail}")
+        for action in recovery.actions for one in action.checks
+    ]  # fmt: skip
+    if checks:
+        table(("strategy", "check", "before", "after"), checks, empty="")
     if recovery.flow_run_id is not None:
         console.print(f"Flow run {recovery.flow_run_id}")
 
@@ -127,4 +136,5 @@ def _as_json(recovery: RecoveryRecord | None) -> dict[str, object] | None:
     data = asdict(recovery)
     for action, record in zip(data["actions"], recovery.actions, strict=True):
         action["evidence"] = record.evidence.model_dump(mode="json") if record.evidence else None
+        action["checks"] = [one.model_dump(mode="json") for one in record.checks]
     return data

@@ -26,7 +26,7 @@ class RecoveryReport(Message):
     """The service durably accepted the error and a run for it exists."""
     success: bool
     """This caller's own operation is known to work again."""
-    status: Literal["pending", "recovered", "not_recovered", "unknown", "cancelled"]
+    status: Literal["pending", "recovered", "not_recovered", "unknown", "cancelled", "relapsed"]
     message: str
     actions: list[ActionReport] = Field(default_factory=list[ActionReport])
 

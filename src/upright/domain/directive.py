@@ -28,6 +28,8 @@ class Directive(Message):
     scope: Literal["process", "once"] = "process"
     """`process`: every process of the service applies and holds it until it expires. `once`: the one process that
     receives it in a command carries it out, for all."""
+    instances: list[str] | None = None
+    """The processes that it is for; None: all. Others are not sent it."""
 
 
 class Acknowledgement(Message):
@@ -59,9 +61,10 @@ class Command(Message):
     """One piece of work for one process, done once."""
 
     id: UUID
-    kind: Literal["apply", "replay", "retry", "probe", "send_email"]
+    kind: Literal["apply", "replay", "retry", "probe", "send_email", "check", "traffic"]
     """`apply` carries `directives` and, with `verify`, ends with a replay (else a probe) as evidence. `replay` repeats
-    the failed operation once; `retry` up to `retry.max_retries` times."""
+    the failed operation once; `retry` up to `retry.max_retries` times. `check` carries `check` out. `traffic` counts
+    requests of `check`'s route, from the first such command of its `watch` on."""
     deadline_ms: Annotated[int, Field(ge=0)]
     """Time that the receiver has, counted from receipt; past it, it answers `too_late` rather than begin."""
     directives: list[Directive] = Field(default_factory=list[Directive])
@@ -72,6 +75,9 @@ class Command(Message):
     error_types: list[str] = Field(default_factory=list[str])
     """Class names of the error, so that a probe or anonymous replay can tell the same failure from another."""
     email: Email | None = None
+    check: Json | None = None
+    """Of `check`: a check of kind `sql` or `check`, as a runbook has it. Of `traffic`: `watch`, `method`, `route`,
+    `keep_s`."""
 
 
 class CommandResult(Message):
@@ -80,6 +86,8 @@ class CommandResult(Message):
     reason: str = ""
     acknowledgements: list[Acknowledgement] = Field(default_factory=list[Acknowledgement])
     evidence: Evidence | None = None
+    counts: dict[str, int] = Field(default_factory=dict[str, int])
+    """Of `traffic`: `succeeded`, `failed` (as the error did), `failed_otherwise`."""
     duration_ms: float = 0.0
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from upright.domain.check import Check
 from upright.domain.guardrails import Limits, Trust
 from upright.domain.message import Json
 from upright.domain.severity import Severity
 from upright.domain.verdict import Status
 
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,62}$")]
+
+
+_SHARE = r"^(100|[1-9][0-9]?)%$"
 
 
 class Edited(BaseModel):
@@ -34,6 +39,14 @@ class Step(Edited):
     """Lowers what guardrails.yaml says of the strategy, in this runbook."""
     limits: Limits | None = None
     """Narrows those of the strategy, in this runbook."""
+    keep: bool = False
+    """Its change stays in force until it expires, though nothing has shown that it helps."""
+
+
+LONGEST_S = 590.0
+"""What the task that verifies has."""
+SETTLING_S = 5.0
+"""Kept beside a quiet window for every process to hold the change, and to tell what it counted."""
 
 
 class Verification(Edited):
@@ -41,6 +54,21 @@ class Verification(Edited):
     anonymous_replay: bool = True
     """Where nobody waits, a process of the service may request the failed GET itself, without user or session."""
     probe: bool = True
+    checks: Annotated[list[Check], Field(max_length=20)] = Field(default=[])
+    """All of them are to pass, in this order; none: a replay, else a probe."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether the failed operation itself is done again where nobody waits."""
+        return not self.checks or any(one.kind == "replay" for one in self.checks)
+
+    @property
+    def longest_s(self) -> float:
+        """How long all of it may take."""
+        return self.timeout_s + sum(
+            one.window_s + SETTLING_S if one.kind == "quiet" else 0 if one.kind == "replay" else one.timeout_s
+            for one in self.checks
+        )
 
 
 class AlertRules(Edited):
@@ -68,6 +96,22 @@ class Runbook(Edited):
     trust: Trust = Trust.AUTO
     limits: Limits | None = None
     """Narrows those that guardrails.yaml sets for each runbook."""
+    relapse_window_s: Annotated[float, Field(ge=0, le=86_400)] = 600
+    """An error of the same fingerprint that begins within so long after a recovery is a relapse of it. 0: never."""
+    rollback: Literal["each", "reverse"] = "each"
+    """`each`: what a step changed is taken back as soon as it is seen not to help. `reverse`: it stays in force while
+    later steps are tried, and all is undone in reverse order if none recovers."""
+    blast_radius: Annotated[int, Field(ge=1, le=10_000)] | Annotated[str, Field(pattern=_SHARE)] = 1
+    """How many of the service's processes, or which share of them, a change touches before it is verified."""
+
+    @field_validator("blast_radius", mode="before")
+    @classmethod
+    def _number_or_share(cls, value: object) -> object:
+        if isinstance(value, str) and re.match(_SHARE, value):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        raise ValueError("Input should be a number of processes, or a share of them such as 25%")
 
     @field_validator("matches")
     @classmethod
@@ -83,6 +127,16 @@ class Runbook(Edited):
         repeated = sorted({name for name in used if used.count(name) > 1})
         if repeated:
             raise ValueError(f"each strategy stands once in a runbook; repeated: {', '.join(repeated)}")
+        return self
+
+    @model_validator(mode="after")
+    def _verified_while_it_holds(self) -> Runbook:
+        shortest = min(step.ttl_s for step in self.steps)
+        if self.verification.longest_s > LONGEST_S:
+            raise ValueError(f"verification may take {self.verification.longest_s:g} s, and {LONGEST_S:g} are allowed")
+        for check in self.verification.checks:
+            if check.kind == "quiet" and check.window_s >= shortest:
+                raise ValueError(f"a quiet window of {check.window_s:g} s needs a longer ttl_s than {shortest:g} s")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -20,6 +21,8 @@ class Verdict(StrEnum):
     """A bound or guardrail does not allow it."""
     FAILED = "failed"
     """It could not be carried out."""
+    RELAPSED = "relapsed"
+    """It had recovered, and the error came back while it was to help."""
 
 
 class Status(StrEnum):
@@ -31,6 +34,8 @@ class Status(StrEnum):
     NOT_RECOVERED = "not_recovered"
     UNKNOWN = "unknown"
     CANCELLED = "cancelled"
+    RELAPSED = "relapsed"
+    """It had recovered, and the error came back within the runbook's window."""
 
     @property
     def final(self) -> bool:
@@ -40,9 +45,12 @@ class Status(StrEnum):
 class Evidence(Message):
     """What was seen of the failed operation after an action."""
 
-    kind: Literal["replay", "retry", "caller_probe", "anonymous_replay", "probe", "health"]
+    kind: Literal[
+        "replay", "retry", "caller_probe", "anonymous_replay", "probe", "health",
+        "http", "sql", "tcp", "check", "quiet",
+    ]  # fmt: skip
     """`caller_probe`: a waiting block's own probe, which failed before the action. `health`: the service's health
-    address, asked from outside."""
+    address, asked from outside. From `http` on: checks that a runbook names."""
     outcome: Literal["passed", "failed", "inconclusive"]
     detail: str = ""
     status_code: int | None = None
@@ -63,3 +71,24 @@ def judge(after: Evidence | None, before: Evidence | None = None) -> Verdict:
     if not first_hand and (before is None or before.outcome != "failed"):
         return Verdict.UNKNOWN
     return Verdict.RECOVERED if after.outcome == "passed" else Verdict.NOT_RECOVERED
+
+
+class Checked(Message):
+    """One check of a runbook's verification: what it saw before the action, and after it."""
+
+    name: str
+    after: Evidence
+    before: Evidence | None = None
+
+
+def judge_all(checks: Sequence[Checked]) -> Verdict:
+    """The verdict of a chain. One that failed is enough for not recovered, and one that says nothing for unknown. All
+    that passed are a recovery where at least one of them could have shown the failure: it is first-hand, or it had
+    failed before."""
+    if any(one.after.outcome == "failed" for one in checks):
+        return Verdict.NOT_RECOVERED
+    if not checks or any(one.after.outcome == "inconclusive" for one in checks):
+        return Verdict.UNKNOWN
+    if any(judge(one.after, one.before) is Verdict.RECOVERED for one in checks):
+        return Verdict.RECOVERED
+    return Verdict.UNKNOWN

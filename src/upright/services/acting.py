@@ -7,7 +7,6 @@ nobody waits, one agent does it, and is asked for a reading before and after.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,9 @@ from upright.domain.directive import Acknowledgement, Command, CommandResult, Di
 from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook
-from upright.domain.verdict import Evidence, Verdict
+from upright.domain.verdict import Checked, Evidence, Verdict
 from upright.errors import Stopped, Unavailable
+from upright.services.blast_radius import first_share
 from upright.services.dependencies import Dependencies
 from upright.services.guardrails import Guard
 from upright.services.operating import Operator
@@ -27,6 +27,7 @@ from upright.services.ports import ActionRecord, Instance, RecoveryRecord
 from upright.services.scoring import Choice
 from upright.services.strategies import Fleet, Plan
 from upright.services.strategies.base import as_mapping
+from upright.services.verification import Checks, Readings
 
 NOBODY = "no process of the service is connected"
 SAFE = ("GET", "HEAD")
@@ -38,6 +39,8 @@ LOCK_PATIENCE_S = 3.0
 """How long to wait for another recovery that acts on the same target."""
 _USABLE = 0.9
 """Share of its time that an action plans with, so that a late answer still finds it."""
+_SHARE_OF_READINGS = 0.3
+"""Share of that which readings before the action may take."""
 _NOT_DONE = {"refused": Verdict.REFUSED, "unsupported": Verdict.SKIPPED, "failed": Verdict.FAILED}
 
 
@@ -68,6 +71,11 @@ class Acted:
     """Ids and pids of the processes that were there before it."""
     after: Json = field(default_factory=dict[str, object])
     """What was measured after it, where no process of the application tells."""
+    readings: Readings = field(default_factory=dict[int, Evidence])
+    """What the runbook's own checks saw before it."""
+    checks: tuple[Checked, ...] = ()
+    fate: Literal["withdrawn", "standing", "kept"] = "withdrawn"
+    """What became of its change, if it did not recover."""
     duration_ms: float = 0.0
 
     @property
@@ -93,6 +101,7 @@ class Acted:
             directive_version=self.directive.version if self.directive else None,
             propensity=self.choice.propensity,
             attributed=self.own,
+            checks=self.checks,
         )
 
 
@@ -105,7 +114,7 @@ async def fleet_of(dependencies: Dependencies, recovery: RecoveryRecord, runbook
         store.desired(recovery.tenant, recovery.service),
         dependencies.dispatch.waiter_present(recovery.error_id),
         platform.state(store) if platform is not None else _nothing(),
-        store.recent_errors(recovery.incident_id, RECENT_S),
+        store.recurrences(recovery.incident_id, RECENT_S),
     )
     return Fleet(instances, desired, waits, state, errors)
 
@@ -116,6 +125,16 @@ async def _nothing() -> None:
 
 def error_types(event: Event) -> list[str]:
     return [name for chain in event.error.classes for name in chain] or [event.error.type]
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """A change that was taken back."""
+
+    strategy: str
+    directive: Directive
+    restored: Directive | None = None
+    """What had been in force before it, and is again."""
 
 
 class Actor:
@@ -129,6 +148,8 @@ class Actor:
         self.in_force: Acted | None = None
         """The action whose change holds but is not verified yet: to be taken back if the recovery ends here."""
         self._operator = Operator(dependencies, recovery, event, runbook, self.witness)
+        self.withdrawn: list[Withdrawn] = []
+        self.checks = Checks(dependencies, recovery, event, runbook)
         self._until = 0.0
         """When the action that is under way must have ended."""
 
@@ -148,6 +169,9 @@ class Actor:
             refusal = await self.guard.admit(choice.step)
         if refusal is not None:
             return replace(acted, settled=refusal.verdict, reason=refusal.reason)
+        if self._runbook.verification.checks:
+            within_s = self._left_ms() / 1000 * _SHARE_OF_READINGS
+            acted = replace(acted, readings=await self.checks.before(fleet, within_s))
         match plan.command:
             case "retry":
                 acted = await self._retry(acted, fleet)
@@ -181,11 +205,16 @@ class Actor:
             await self._operator.withdraw(acted)
         if acted.directive is None or not acted.own or acted.directive.scope == "once":
             return
+        restored = None
         if acted.previous is not None:
-            with contextlib.suppress(Stopped):
-                await self._put(acted.previous.strategy, acted.previous.target, acted.previous, acted.previous.ttl_s)
-                return
-        await self._store.withdraw_directive(acted.directive.id)
+            before = acted.previous
+            try:
+                restored = await self._put(before.strategy, before.target, before, before.ttl_s, before.instances)
+            except Stopped:
+                await self._store.withdraw_directive(acted.directive.id)
+        else:
+            await self._store.withdraw_directive(acted.directive.id)
+        self.withdrawn.append(Withdrawn(acted.choice.strategy, acted.directive, restored))
 
     async def undone(self, acted: Acted) -> bool:
         """Whether recovery was stopped meanwhile, which takes every change back."""
@@ -195,9 +224,21 @@ class Actor:
         await self._store.recall(self._recovery.tenant, self._recovery.service)
         return True
 
+    async def widen(self, acted: Acted) -> Acted:
+        """What was verified in some processes is for all of them."""
+        directive = acted.directive
+        if directive is None or directive.instances is None or not acted.own:
+            return acted
+        version = await self._store.widen_directive(directive.id)
+        if version is None:
+            return acted
+        return replace(acted, directive=directive.model_copy(update={"instances": None, "version": version}))
+
     async def witness(self, agent: Instance, *, within_ms: int | None = None) -> Evidence | None:
         """What another process of the service sees of the failed operation now."""
         rules, request = self._runbook.verification, self._event.request
+        if not rules.replays:
+            return None
         replayable = request is not None and request.replayable and request.path_intact and request.method in SAFE
         kind = "replay" if rules.anonymous_replay and replayable and "replay" in _commands(agent) else "probe"
         if kind == "probe" and (not rules.probe or "probe" not in _commands(agent)):
@@ -280,9 +321,11 @@ class Actor:
     async def _baseline(self, acted: Acted, agent: Instance) -> Acted:
         """A reading before the action. What works already can't be shown to have been repaired."""
         baseline = await self.witness(agent, within_ms=round(self._left_ms() * _USABLE))
-        if baseline is None or baseline.outcome != "passed":
+        seen = [one for one in (baseline, *acted.readings.values()) if one is not None]
+        if not seen or any(one.outcome != "passed" for one in seen):
             return replace(acted, agent=agent, baseline=baseline)
-        reason = f"not carried out: a {baseline.kind} worked before it, so that success could not be shown"
+        what = " and ".join(f"a {one.kind}" for one in seen)
+        reason = f"not carried out: {what} worked before it, so that success could not be shown"
         return replace(acted, settled=Verdict.UNKNOWN, reason=reason, baseline=baseline)
 
     async def _retry(self, acted: Acted, fleet: Fleet) -> Acted:
@@ -339,7 +382,10 @@ class Actor:
             acted = await self._baseline(acted, agent)
             if acted.settled is not None:
                 return acted
-        claimed = await self._claim(acted)
+        where = agent.id if agent is not None else self._event.instance
+        live = [one.id for one in fleet.instances]
+        share = first_share(self._runbook.blast_radius, acted.choice.strategy, live, where)
+        claimed = await self._claim(acted, where, share)
         if claimed.settled is not None:
             return claimed
         self.in_force = claimed
@@ -350,7 +396,8 @@ class Actor:
             )
         if result is None or result.status == "too_late":
             # The caller has gone: the change is made all the same, but what it does can't be shown any more.
-            agent = agent or next(iter(agents), None)
+            share = claimed.directive.instances if claimed.directive is not None else None
+            agent = agent or next((one for one in agents if share is None or one.id in share), None)
             if agent is None:
                 await self.withdraw(claimed)
                 return replace(claimed, settled=Verdict.SKIPPED, reason="the caller's time ran out")
@@ -374,12 +421,13 @@ class Actor:
             error_types=error_types(self._event),
         )
 
-    async def _claim(self, acted: Acted) -> Acted:
-        """The directive to apply: ours, or one that another recovery has put in force since the error began."""
+    async def _claim(self, acted: Acted, where: str, share: list[str] | None) -> Acted:
+        """The directive to apply: ours, or one that another recovery has put in force since the error began. `where`:
+        the process that applies it first; `share`: those that it is for."""
         plan, recovery = acted.plan, self._recovery
         assert plan is not None  # noqa: S101 (act() has made it)
         step = acted.choice.step
-        ttl_s = step.timeout_s + plan.settle_s + self._runbook.verification.timeout_s + 5
+        ttl_s = step.timeout_s + plan.settle_s + self._runbook.verification.longest_s + 5
         patience = time.monotonic() + min(LOCK_PATIENCE_S, step.timeout_s / 2)
         while not (
             locked := await self._store.lock_actuator(
@@ -404,6 +452,9 @@ class Actor:
             and not inherited
             and (plan.shared or active.values == plan.values)
         ):
+            if active.instances is not None and where not in active.instances:
+                why = "another recovery is trying a change of it in other processes"
+                return replace(acted, settled=Verdict.SKIPPED, reason=why)
             reason = "a change of it was already in force"
             return replace(acted, directive=active, own=False, plan=replace(plan, values=active.values), reason=reason)
         if not locked:
@@ -412,12 +463,14 @@ class Actor:
         if refusal is not None:
             return replace(acted, settled=refusal.verdict, reason=refusal.reason)
         try:
-            directive = await self._put(step.strategy, plan.target, plan, step.ttl_s)
+            directive = await self._put(step.strategy, plan.target, plan, step.ttl_s, share)
         except Stopped as stopped:
             return replace(acted, settled=Verdict.REFUSED, reason=str(stopped))
         return replace(acted, directive=directive, previous=None if inherited else active)
 
-    async def _put(self, strategy: str, target: str, what: Plan | Directive, ttl_s: float) -> Directive:
+    async def _put(
+        self, strategy: str, target: str, what: Plan | Directive, ttl_s: float, instances: list[str] | None = None
+    ) -> Directive:
         return await self._store.put_directive(
             self._recovery.tenant,
             self._recovery.service,
@@ -428,6 +481,7 @@ class Actor:
             recovery_id=self._recovery.id,
             epoch=self._recovery.epoch,
             scope=what.scope,
+            instances=instances,
         )
 
     def _left_ms(self) -> int:

@@ -55,6 +55,8 @@ def _announced(instances: Sequence[Instance]) -> AlertSettings | None:
 def due(kind: Kind, recovery: Recovery) -> str | None:
     """Why nothing is to be sent, or None."""
     rules, record = recovery.runbook.alert, recovery.record
+    if recovery.not_reverted:
+        return None
     if recovery.told:
         return "people know of this error since recovery was stopped or put on hold"
     if record.status is Status.CANCELLED:
@@ -75,6 +77,9 @@ async def send(kind: Kind, recovery: Recovery, links: Sequence[str] = ()) -> lis
     done = [alert for alert in await store.alerts(record.id) if alert.kind == kind]
     if done:
         return done
+    if (await store.recovery(record.id)).status is Status.RELAPSED:
+        # The recovery that came after it has more to tell.
+        return []
     instances = await store.live_instances(record.tenant, record.service)
     named = list(dict.fromkeys(recipients(kind, recovery, instances)))
     addresses = [one for one in named if _ADDRESS.fullmatch(one)]
@@ -94,6 +99,29 @@ async def send(kind: Kind, recovery: Recovery, links: Sequence[str] = ()) -> lis
     for alert in found:
         await store.record_alert(alert)
     return found
+
+
+async def follow_up(recovery: Recovery, links: Sequence[str] = ()) -> list[AlertRecord]:
+    """Tell those who were told that it had recovered that it came back, once."""
+    store, former = recovery.dependencies.store, recovery.relapsed
+    if former is None:
+        return []
+    told = await store.alerts(former.id)
+    done = [alert for alert in told if alert.kind == "relapse"]
+    sent = [alert for alert in told if alert.status == "sent" and alert.channel == "email"]
+    if done or not sent:
+        return done
+    addresses = list(dict.fromkeys(who for alert in sent for who in alert.recipients))
+    instances = await store.live_instances(recovery.record.tenant, recovery.record.service)
+    email = Email(
+        recipients=addresses,
+        subject=reporting.relapse_subject(recovery),
+        text=reporting.relapse_text(recovery, former, links),
+    )
+    status, detail = await deliver(recovery, instances, email)
+    alert = AlertRecord(former.id, "relapse", "email", tuple(addresses), email.subject, status, detail)
+    await store.record_alert(alert)
+    return [alert]
 
 
 async def deliver(

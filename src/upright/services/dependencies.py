@@ -11,7 +11,7 @@ from upright.config import Settings
 from upright.services.book import Book
 from upright.services.guardrails import GuardStore
 from upright.services.learning.scorer import Scorer
-from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, RecoveryStore
+from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, Prober, RecoveryStore
 from upright.services.running import RunningService
 
 
@@ -34,6 +34,7 @@ class Dependencies:
     """By tenant and service; those whose processes may be scaled and restarted from here."""
     scorer: Scorer | None = None
     """What has been learned; None scores by the priors."""
+    prober: Prober | None = None
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)

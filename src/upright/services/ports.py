@@ -5,17 +5,18 @@ Ids: error → event (one delivery of it) → incident (one fingerprint) → rec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID
 
+from upright.domain.check import HttpCheck, SqlCheck, TcpCheck
 from upright.domain.directive import Acknowledgement, Command, CommandResult, Directive, Outcome, SyncRequest
 from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.severity import Severity
-from upright.domain.verdict import Evidence, Status, Verdict
+from upright.domain.verdict import Checked, Evidence, Status, Verdict
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class ActionRecord:
     """How likely scoring was to give it its place; None where it was not scored."""
     attributed: bool = True
     """Whether this action is the cause of what its verdict says, and not another recovery's."""
+    checks: tuple[Checked, ...] = ()
+    """What the runbook's own checks have seen."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class RecoveryRecord:
     """Whether a caller waited when it was opened."""
     withheld: str = ""
     """Why it is not attempted: recovery is stopped, or on hold."""
+    relapse_of: UUID | None = None
+    """The recovery whose error came back."""
+    relapse: str = ""
+    """Of a recovery that relapsed: what happened."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Instance:
 @dataclass(frozen=True)
 class AlertRecord:
     recovery_id: UUID
-    kind: Literal["alert", "escalation", "approval"]
+    kind: Literal["alert", "escalation", "approval", "relapse"]
     channel: str
     recipients: tuple[str, ...]
     subject: str
@@ -203,22 +210,20 @@ class ErrorStore(Protocol):
         cooldown_s: float,
         rerun: bool = False,
         queued: bool = False,
+        relapse_window_s: float = 600,
     ) -> Acceptance:
         """Store event, error and incident, and open or join a recovery: one transaction, durable on return.
 
         A delivery id seen before changes nothing (`duplicate`, with the error's present recovery). An in-flight
         recovery of the fingerprint is joined. A finished one is joined when it recovered and the operation began
         before it finished, or when it did not recover and its cooldown has not passed. `rerun` opens a new one
-        unless one is in flight.
+        unless one is in flight. One that had recovered no more than `relapse_window_s` ago, and opens a new one
+        otherwise, has relapsed.
         """
         ...
 
     async def event_of(self, error_id: UUID, tenant: str | None = None) -> Event:
         """The latest event of an error. Raises NotFound."""
-        ...
-
-    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
-        """How many errors of an incident began within the last seconds; counted up to some thousands."""
         ...
 
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
@@ -231,6 +236,13 @@ class ErrorStore(Protocol):
 
     async def record_own_result(self, error_id: UUID, success: bool) -> None:
         """What a caller (a joiner too) found out about its own operation."""
+        ...
+
+    async def recurrences(
+        self, incident_id: UUID, within_s: float, *, version: int = 0, instances: Sequence[str] | None = None
+    ) -> int:
+        """How many errors of an incident began within the last seconds, in processes that had applied that version of
+        the desired state and are among `instances` (None: any)."""
         ...
 
     async def errors(self, *, limit: int = 50, service: str | None = None, status: str | None = None) -> Sequence[Json]:
@@ -272,6 +284,10 @@ class RecoveryStore(Protocol):
         """Final status; wakes everyone who waits for it. The lease goes on until it is closed. Raises StaleEpoch."""
         ...
 
+    async def relapses(self, incident_id: UUID, within_s: float) -> Mapping[str, int]:
+        """How often each strategy recovered an incident within the last seconds, to no lasting effect."""
+        ...
+
     async def close(self, recovery_id: UUID, *, epoch: int) -> None:
         """Its run has ended, people have been told: give the lease up."""
         ...
@@ -308,9 +324,19 @@ class FleetStore(Protocol):
         recovery_id: UUID,
         epoch: int,
         scope: Literal["process", "once"] = "process",
+        instances: Sequence[str] | None = None,
     ) -> Directive:
         """Replace the desired state of a target; grows the service's version and wakes its agents. A `once` directive
-        gets a version but is no part of the desired state. Raises StaleEpoch."""
+        gets a version but is no part of the desired state. With `instances` it is for those processes only, and the
+        others keep what it replaces. Raises StaleEpoch."""
+        ...
+
+    async def widen_directive(self, directive_id: UUID) -> int | None:
+        """From now on it is for every process, under a new version; None where it is in force no longer."""
+        ...
+
+    async def standing(self, recovery_id: UUID) -> Sequence[Directive]:
+        """The directives of a recovery that are in force, in the order in which they were put."""
         ...
 
     async def put_by(self, directive_id: UUID) -> UUID | None:
@@ -321,7 +347,9 @@ class FleetStore(Protocol):
         """Take it out of the desired state, so that every process reverts it."""
         ...
 
-    async def desired(self, tenant: str, service: str) -> tuple[int, list[Directive]]: ...
+    async def desired(self, tenant: str, service: str, instance: str | None = None) -> tuple[int, list[Directive]]:
+        """All directives in force; with `instance`, what that process is to hold."""
+        ...
 
     async def sync(self, tenant: str, request: SyncRequest) -> None:
         """Record what an agent reports: instance, acknowledgements, command results, received outcomes."""
@@ -381,6 +409,14 @@ class Dispatch(Protocol):
         ...
 
     async def waiter_present(self, error_id: UUID) -> bool: ...
+
+
+class Prober(Protocol):
+    """Checks that the service makes itself."""
+
+    async def probe(self, check: HttpCheck | SqlCheck | TcpCheck) -> Evidence:
+        """Never raises: what can't be found out is inconclusive."""
+        ...
 
 
 class Mailer(Protocol):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -17,10 +17,10 @@ from upright.domain.event import Event
 from upright.domain.guardrails import Trust
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook
-from upright.domain.verdict import Status, Verdict, judge
+from upright.domain.verdict import Status, Verdict, judge, judge_all
 from upright.errors import NotFound
 from upright.services import reporting
-from upright.services.acting import Acted, Actor, fleet_of
+from upright.services.acting import Acted, Actor, Withdrawn, fleet_of
 from upright.services.dependencies import Dependencies
 from upright.services.guardrails import Approval, Guard
 from upright.services.learning.context import context_of
@@ -29,6 +29,8 @@ from upright.services.scoring import Choice, Ranking, rank
 from upright.services.strategies import Fleet
 
 CONVERGENCE_POLL_S = 0.1
+RELAPSES_S = 3600.0
+"""How long it is remembered that a strategy recovered an incident to no lasting effect."""
 
 
 @contextlib.asynccontextmanager
@@ -63,6 +65,12 @@ class Recovery:
         self.ranking: Ranking | None = None
         self.converged: dict[str, str] = {}
         """Strategy to how many processes hold its change, as `1 of 2 processes`."""
+        self.reverted: dict[str, str] = {}
+        """Strategy to how many of the processes that held its change have reverted it."""
+        self.not_reverted: list[str] = []
+        """What could not be taken back, and where."""
+        self.relapsed: RecoveryRecord | None = None
+        """The recovery that this one is a relapse of."""
         self._store = dependencies.store
         self._actor = Actor(dependencies, record, event, runbook)
         self._fleet: Fleet | None = None
@@ -135,6 +143,7 @@ class Recovery:
                 ranking = replace(ranking, learning={**ranking.learning, "resumed": True})
         else:
             ranking = Ranking([], [], self.runbook.order)
+        ranking = after_relapses(ranking, await self._relapses())
         if withheld is None and self.record.withheld:  # it began to be refused in a process that has died
             withheld = self.record.withheld, False
         if withheld is None:
@@ -176,6 +185,9 @@ class Recovery:
         elif acted.evidence is None:
             acted = replace(acted, evidence=await self._actor.see(acted))
         verdict = judge(acted.evidence, acted.baseline)
+        if self.runbook.verification.checks:
+            checks = await self._actor.checks.after(acted.evidence, acted.baseline, acted.readings, acted.directive)
+            acted, verdict = replace(acted, checks=checks), judge_all(checks)
         if await self._actor.undone(acted):
             acted = replace(acted, reason="recovery was stopped meanwhile, and the change withdrawn")
             verdict = Verdict.UNKNOWN if verdict is Verdict.RECOVERED else verdict
@@ -185,8 +197,12 @@ class Recovery:
             await self._actor.withdraw(replace(acted, previous=None))
         elif verdict is Verdict.RECOVERED:
             self._actor.in_force = None
+            acted = await self._actor.widen(acted)
+            # What stands beside it was verified together with it.
+            for one in self._standing():
+                await self._actor.widen(one)
         else:
-            await self._actor.withdraw(acted)
+            acted = await self._take_back(acted)
         self._verified.append(acted)
         return await self._settle(acted, verdict, reporting.with_evidence(acted, verdict))
 
@@ -201,6 +217,8 @@ class Recovery:
     async def conclude(self) -> RecoveryRecord:
         """End the recovery by what its actions have shown, and release everyone who waits for it."""
         status = outcome(self.actions)
+        if status is not Status.RECOVERED:
+            await self._roll_back()
         message = reporting.message(status, self.actions)
         if self.record.withheld:
             message = f"Recovery not attempted: {self.record.withheld}"
@@ -213,6 +231,7 @@ class Recovery:
         held = self._actor.in_force
         if held is not None:
             await self._actor.withdraw(held)
+        await self._roll_back()
         return await self._end(Status.CANCELLED, why)
 
     async def abandon(self, why: str) -> None:
@@ -221,6 +240,8 @@ class Recovery:
         if held is not None:
             with contextlib.suppress(Exception):
                 await self._actor.withdraw(held)
+        with contextlib.suppress(Exception):
+            await self._roll_back()
         with contextlib.suppress(Exception):
             await self._end(Status.UNKNOWN, why)
 
@@ -252,6 +273,78 @@ class Recovery:
                 if live <= applied or time.monotonic() >= until:
                     break
                 await asyncio.sleep(CONVERGENCE_POLL_S)
+
+        await self._await_reverts(patience_s)
+
+    async def _await_reverts(self, patience_s: float) -> None:
+        """Wait a little for the processes that held a change to tell that they hold it no longer, as measured."""
+        until = time.monotonic() + patience_s
+        for one in self._actor.withdrawn:
+            while True:
+                holders, gone, failed = await self._reverts(one)
+                if holders <= gone | failed.keys() or time.monotonic() >= until:
+                    break
+                await asyncio.sleep(CONVERGENCE_POLL_S)
+            if holders:
+                done = "the former value is back" if one.restored is not None else "reverted"
+                self.reverted[one.strategy] = f"{done} in {len(holders & gone)} of {len(holders)} processes"
+            for instance in sorted(holders - gone):
+                why = failed.get(instance) or f"nothing was heard within {patience_s:g} s"
+                self.not_reverted.append(f"{one.strategy} of {one.directive.target!r} in {instance}: {why}")
+
+    async def _reverts(self, withdrawn: Withdrawn) -> tuple[set[str], set[str], dict[str, str]]:
+        """The living processes that had applied it, those that have taken it back, and those that could not."""
+        record, restored = self.record, withdrawn.restored
+        told, after, instances = await asyncio.gather(
+            self._store.acknowledgements(withdrawn.directive.id),
+            self._store.acknowledgements((restored or withdrawn.directive).id),
+            self._store.live_instances(record.tenant, record.service),
+        )
+        holders = {instance for instance, one in told if one.status in ("applied", "reverted")}
+        holders &= {one.id for one in instances}
+        wanted = "reverted" if restored is None else "applied"
+        gone = {instance for instance, one in after if one.status == wanted}
+        failed = {name: one.reason for name, one in after if one.status == "failed" and name not in gone}
+        return holders, gone, failed
+
+    async def _take_back(self, acted: Acted) -> Acted:
+        """What is to become of a change that is not seen to help."""
+        changed = acted.directive is not None and acted.own and acted.directive.scope == "process"
+        if changed and (acted.choice.step.keep or self.runbook.rollback == "reverse"):
+            self._actor.in_force = None
+            return replace(acted, fate="kept" if acted.choice.step.keep else "standing")
+        await self._actor.withdraw(acted)
+        return acted
+
+    def _standing(self) -> list[Acted]:
+        return [one for one in self._verified if one.fate == "standing"]
+
+    async def _roll_back(self) -> None:
+        """Undo what stands, the last change first; also what an earlier run of this recovery has left."""
+        if self.runbook.rollback != "reverse":
+            return
+        known = {one.directive.version: one for one in self._standing() if one.directive is not None}
+        steps = {step.strategy: step for step in self.runbook.steps}
+        undone = {one.version: one for one in await self._store.standing(self.record.id)}
+        for action in reversed(self.actions):
+            directive = undone.get(action.directive_version or 0)
+            if directive is None or action.verdict is Verdict.RECOVERED or steps[action.strategy].keep:
+                continue
+            acted = known.get(directive.version)
+            if acted is not None:
+                await self._actor.withdraw(acted)
+            else:
+                await self._store.withdraw_directive(directive.id)
+                self._actor.withdrawn.append(Withdrawn(action.strategy, directive))
+            action = replace(action, reason=f"{action.reason}; undone when no later step recovered either")
+            await self._store.record_action(action, epoch=self.record.epoch)
+            self._actions[action.strategy] = action
+
+    async def _relapses(self) -> Mapping[str, int]:
+        """What has recovered this incident lately, and did not last."""
+        if self.record.relapse_of is not None:
+            self.relapsed = await self._store.recovery(self.record.relapse_of)
+        return await self._store.relapses(self.record.incident_id, RELAPSES_S)
 
     def explanation(self) -> Json:
         found: Json = dict(self.ranking.explanation()) if self.ranking is not None else {}
@@ -296,6 +389,24 @@ class Recovery:
         await self._store.unlock_actuators(self.record.id)
         self.record = concluded
         return concluded
+
+
+def after_relapses(ranking: Ranking, times: Mapping[str, int]) -> Ranking:
+    """What recovered this incident and did not last goes last, and is not tried a third time. A retry changes nothing
+    that could have lasted: once is no objection to it."""
+
+    def objection(choice: Choice) -> int:
+        return times.get(choice.strategy, 0) - (1 if choice.strategy == "retry" else 0)
+
+    tired = [one for one in ranking.tried if objection(one) > 1 and one.strategy != "retry"]
+    if not any(objection(one) > 0 for one in ranking.tried):
+        return ranking
+    tried = sorted((one for one in ranking.tried if one not in tired), key=lambda one: objection(one) > 0)
+    skipped = [
+        replace(one, unmet=f"it recovered this {times[one.strategy]} times within the last hour, and it came back")
+        for one in tired
+    ]
+    return replace(ranking, tried=tried, skipped=[*ranking.skipped, *skipped])
 
 
 def outcome(actions: Sequence[ActionRecord]) -> Status:

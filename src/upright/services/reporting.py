@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from upright.domain.message import Json
-from upright.domain.verdict import Evidence, Status, Verdict
+from upright.domain.verdict import Checked, Evidence, Status, Verdict
 from upright.services.guardrails.guard import hold_reason
-from upright.services.ports import ActionRecord
+from upright.services.ports import ActionRecord, RecoveryRecord
 from upright.services.scoring import Choice, reason
 from upright.services.strategies import title
 
@@ -29,6 +29,7 @@ VERDICTS = {
     Verdict.SKIPPED: "skipped",
     Verdict.REFUSED: "refused",
     Verdict.FAILED: "failed to act",
+    Verdict.RELAPSED: "relapsed",
 }
 
 STATUSES = {
@@ -36,6 +37,7 @@ STATUSES = {
     Status.NOT_RECOVERED: "Not recovered",
     Status.UNKNOWN: "Not verified",
     Status.CANCELLED: "Cancelled",
+    Status.RELAPSED: "Relapsed",
     Status.RUNNING: "Running",
     Status.QUEUED: "Queued",
 }
@@ -61,7 +63,7 @@ def verdict_reason(acted: Acted, verdict: Verdict) -> str:
     parts = [acted.reason] if acted.reason else []
     if verdict is Verdict.UNKNOWN and acted.evidence is not None and acted.evidence.outcome != "inconclusive":
         seen = f"{seen}, but it had not been seen to fail before" if acted.evidence.outcome == "passed" else seen
-    parts.append(seen)
+    parts.append(_checked(acted.checks, verdict) if acted.checks else seen)
     if verdict is Verdict.RECOVERED and acted.plan is not None and not acted.plan.lasts and acted.own:
         parts.append("it is needed no longer, and was withdrawn")
     if (
@@ -70,7 +72,7 @@ def verdict_reason(acted: Acted, verdict: Verdict) -> str:
         and acted.own
         and acted.directive.scope == "process"
     ):
-        parts.append("the change was withdrawn")
+        parts.append(_FATES[acted.fate])
     return "; ".join(parts)
 
 
@@ -79,6 +81,20 @@ def with_evidence(acted: Acted, verdict: Verdict) -> str:
     why = verdict_reason(acted, verdict)
     known = acted.choice.evidence
     return f"{why}; tried for its {known}" if known else why
+
+
+_FATES = {
+    "withdrawn": "the change was withdrawn",
+    "standing": "the change stands while others are tried",
+    "kept": "the change is kept until it expires, as the runbook says",
+}
+
+
+def _checked(checks: Sequence[Checked], verdict: Verdict) -> str:
+    told = [f"{one.name} {one.after.outcome} ({one.after.detail})" for one in checks]
+    if verdict is Verdict.UNKNOWN and all(one.after.outcome == "passed" for one in checks):
+        told.append("but none of them had been seen to fail before")
+    return ", ".join(told)
 
 
 def _described(evidence: Evidence | None) -> str:
@@ -106,6 +122,7 @@ def markdown(recovery: Recovery) -> str:
         f"Error `{record.error_id}`, recovery `{record.id}`, runbook `{recovery.runbook.name}`.",
         "",
         *(f"> {_cell(note)}\n" for note in notes(recovery)),
+        *([f"A relapse: {_cell(relapse)}", ""] if (relapse := _relapse(recovery)) else []),
         "## Why this order",
         "",
         *_order(recovery),
@@ -117,7 +134,8 @@ def markdown(recovery: Recovery) -> str:
     ]
     for action in recovery.actions:
         spread = recovery.converged.get(action.strategy)
-        why = f"{action.reason}; in force in {spread}" if spread else action.reason
+        undone = recovery.reverted.get(action.strategy)
+        why = "; ".join([action.reason, *([f"in force in {spread}"] if spread else []), *([undone] if undone else [])])
         after = action.after or (action.values if action.verdict not in _IDLE else {})
         cells = [
             f"`{action.strategy}`",
@@ -130,6 +148,16 @@ def markdown(recovery: Recovery) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if not recovery.actions:
         lines.append("| | nothing was done | | | | |")
+    checked = [action for action in recovery.actions if action.checks]
+    if checked:
+        lines += ["", "## How it was verified", "", "| strategy | check | before | after |", "|---|---|---|---|"]
+    for action in checked:
+        lines += [
+            f"| `{action.strategy}` | {_cell(one.name)} | {_seen(one.before)} | {_seen(one.after)} |"
+            for one in action.checks
+        ]
+    if recovery.not_reverted:
+        lines += ["", "## Not reverted", "", *(f"- {_cell(one)}" for one in recovery.not_reverted)]
     return "\n".join(lines) + "\n"
 
 
@@ -157,6 +185,17 @@ def _ranked(index: int, choice: Choice) -> str:
     return f"{index}. `{choice.strategy}`: {reason(choice)}"
 
 
+def _relapse(recovery: Recovery) -> str:
+    former = recovery.relapsed
+    if former is None:
+        return ""
+    return f"{former.message or 'it had recovered'}, in recovery {former.id}; {former.relapse}."
+
+
+def _seen(evidence: Evidence | None) -> str:
+    return "" if evidence is None else _cell(f"**{evidence.outcome}** {evidence.detail}")
+
+
 def _json(value: Json) -> str:
     return f"`{_cell(json.dumps(value, default=str))}`" if value else ""
 
@@ -170,6 +209,7 @@ def subject(recovery: Recovery, kind: str) -> str:
     record = recovery.record
     what = f"{recovery.event.error.type} in {record.service}"
     prefix = "Escalation: " if kind == "escalation" else ""
+    prefix += "Not reverted: " if recovery.not_reverted else ""
     return f"[{record.severity.value}] {prefix}{STATUSES[record.status]}: {what}"
 
 
@@ -178,6 +218,8 @@ def alert_text(recovery: Recovery, links: Sequence[str]) -> str:
     lines = [
         f"{STATUSES[record.status]}. {record.message}.",
         "",
+        *([f"It is a relapse: {relapse}", ""] if (relapse := _relapse(recovery)) else []),
+        *_left_behind(recovery),
         "What failed",
         f"  {event.error.type}: {event.error.message}",
     ]
@@ -197,12 +239,45 @@ def alert_text(recovery: Recovery, links: Sequence[str]) -> str:
             )
         if action.strategy in recovery.converged:
             lines.append(f"    in force in {recovery.converged[action.strategy]}")
+        if action.strategy in recovery.reverted:
+            lines.append(f"    {recovery.reverted[action.strategy]}")
     if not recovery.actions:
         lines.append("  nothing")
     if found := notes(recovery):
         lines += ["", *found]
     if record.status is Status.UNKNOWN:
         lines += ["", "Nobody has seen the failed operation work again: treat it as broken until you have looked."]
+    if links:
+        lines += ["", "More", *(f"  {link}" for link in links)]
+    return "\n".join(lines) + "\n"
+
+
+def _left_behind(recovery: Recovery) -> list[str]:
+    """What could not be taken back comes first: someone has to see to it."""
+    if not recovery.not_reverted:
+        return []
+    return [
+        "NOT REVERTED, though it did not help. See to it by hand:",
+        *(f"  {one}" for one in recovery.not_reverted),
+        "",
+    ]
+
+
+def relapse_subject(recovery: Recovery) -> str:
+    return f"[{recovery.record.severity.value}] Relapsed: {recovery.event.error.type} in {recovery.record.service}"
+
+
+def relapse_text(recovery: Recovery, former: RecoveryRecord, links: Sequence[str]) -> str:
+    """To those who were told that it had recovered."""
+    event, record = recovery.event, recovery.record
+    lines = [
+        f"You were told: {former.message}. It did not last: {former.relapse}.",
+        "",
+        f"  {event.error.type}: {event.error.message}",
+        f"  service {record.service}, error {former.error_id}, recovery {former.id}",
+        "",
+        f"What came of it now: {STATUSES[record.status]}. {record.message}.",
+    ]
     if links:
         lines += ["", "More", *(f"  {link}" for link in links)]
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ class Routing:
     """Its name."""
     severity: Severity
     cooldown_s: float
+    relapse_window_s: float = 600
     matched: str | None = None
     """The class name that led to the runbook; None where the severity's fallback answers."""
 
@@ -40,4 +41,6 @@ class Router:
         severity = self.severity(event)
         found = first_match(event.error, self._book.by_class)
         runbook = self._book.runbook(found[1]) if found else self._book.severities.row(severity).fallback
-        return Routing(runbook.name, severity, runbook.cooldown_s, found[0] if found else None)
+        return Routing(
+            runbook.name, severity, runbook.cooldown_s, runbook.relapse_window_s, found[0] if found else None
+        )

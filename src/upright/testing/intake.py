@@ -94,6 +94,7 @@ class FixedRouting:
     runbook: str = "database-error"
     severity: Severity = Severity.CRITICAL
     cooldown_s: float = 60.0
+    relapse_window_s: float = 600.0
 
 
 class FixedRouter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -56,6 +56,13 @@ class InMemoryStore(InMemoryGuards):
         self.versions: dict[tuple[str, str], int] = {}
         self.instances: dict[tuple[str, str], dict[str, Instance]] = {}
         self.acks: dict[UUID, dict[str, Acknowledgement]] = {}
+        """The latest, by directive and instance."""
+        self.earlier_acks: dict[UUID, dict[tuple[str, str], Acknowledgement]] = {}
+        """Those before it, by status too."""
+        self.relapsed: dict[str, int] = {}
+        """How often each strategy has recovered the incident to no lasting effect."""
+        self.errors_again = 0
+        """What `recurrences` counts."""
         self.added: dict[tuple[str, str, str], tuple[Scaling, float]] = {}
         self.watches: dict[tuple[str, str], HealthWatch] = {}
         self._leases: dict[UUID, _Lease] = {}
@@ -74,6 +81,7 @@ class InMemoryStore(InMemoryGuards):
         cooldown_s: float,
         rerun: bool = False,
         queued: bool = False,
+        relapse_window_s: float = 600,
     ) -> Acceptance:
         if (tenant, delivery_id) in self.deliveries:
             error_id = self.deliveries[tenant, delivery_id]
@@ -116,10 +124,6 @@ class InMemoryStore(InMemoryGuards):
             raise NotFound(f"error {error_id}")
         return self.events[error_id]
 
-    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
-        known = {record.id for record in self.records.values() if record.incident_id == incident_id}
-        return sum(answer in known for answer in self.answers.values())
-
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:
         found = self.answers.get(error_id)
         return self.records[found] if found else None
@@ -132,6 +136,16 @@ class InMemoryStore(InMemoryGuards):
 
     async def record_own_result(self, error_id: UUID, success: bool) -> None:
         self.own_results[error_id] = success
+
+    async def recurrences(
+        self, incident_id: UUID, within_s: float, *, version: int = 0, instances: Sequence[str] | None = None
+    ) -> int:
+        known = {record.id for record in self.records.values() if record.incident_id == incident_id}
+        first = 0 if version or instances is not None else sum(answer in known for answer in self.answers.values())
+        return self.errors_again or first
+
+    async def relapses(self, incident_id: UUID, within_s: float) -> Mapping[str, int]:
+        return self.relapsed
 
     async def errors(self, *, limit: int = 50, service: str | None = None, status: str | None = None) -> Sequence[Json]:
         found: list[Json] = [{"error_id": str(one), "service": event.service} for one, event in self.events.items()]
@@ -248,6 +262,7 @@ class InMemoryStore(InMemoryGuards):
         recovery_id: UUID,
         epoch: int,
         scope: Literal["process", "once"] = "process",
+        instances: Sequence[str] | None = None,
     ) -> Directive:
         await self._fenced(recovery_id, epoch)
         self._pass_by(tenant, service)
@@ -261,6 +276,7 @@ class InMemoryStore(InMemoryGuards):
             values=values,
             ttl_s=ttl_s,
             scope=scope,
+            instances=None if instances is None else list(instances),
         )
         if scope == "process":
             self.directives.setdefault((tenant, service), {})[strategy, target] = directive
@@ -270,6 +286,20 @@ class InMemoryStore(InMemoryGuards):
     async def put_by(self, directive_id: UUID) -> UUID | None:
         return self.putters.get(directive_id)
 
+    async def widen_directive(self, directive_id: UUID) -> int | None:
+        for key, held in self.directives.items():
+            for place, directive in held.items():
+                if directive.id == directive_id:
+                    self.versions[key] += 1
+                    held[place] = directive.model_copy(update={"instances": None, "version": self.versions[key]})
+                    return self.versions[key]
+        return None
+
+    async def standing(self, recovery_id: UUID) -> Sequence[Directive]:
+        found = [one for held in self.directives.values() for one in held.values()]
+        own = [one for one in found if self.putters[one.id] == recovery_id]
+        return sorted(own, key=lambda one: one.version)
+
     async def withdraw_directive(self, directive_id: UUID) -> None:
         for key, held in self.directives.items():
             for place, directive in list(held.items()):
@@ -277,9 +307,11 @@ class InMemoryStore(InMemoryGuards):
                     del held[place]
                     self.versions[key] += 1
 
-    async def desired(self, tenant: str, service: str) -> tuple[int, list[Directive]]:
+    async def desired(self, tenant: str, service: str, instance: str | None = None) -> tuple[int, list[Directive]]:
         key = (tenant, service)
-        return self.versions.get(key, 0), list(self.directives.get(key, {}).values())
+        found = list(self.directives.get(key, {}).values())
+        mine = [one for one in found if instance is None or one.instances is None or instance in one.instances]
+        return self.versions.get(key, 0), mine
 
     async def sync(self, tenant: str, request: SyncRequest) -> None:
         instance = Instance(
@@ -293,7 +325,11 @@ class InMemoryStore(InMemoryGuards):
         )
         self.instances.setdefault((tenant, request.service), {})[request.instance] = instance
         for one in request.acknowledgements:
-            self.acks.setdefault(one.directive_id, {})[request.instance] = one
+            latest = self.acks.setdefault(one.directive_id, {})
+            former = latest.get(request.instance)
+            if former is not None and former.status != one.status:
+                self.earlier_acks.setdefault(one.directive_id, {})[request.instance, former.status] = former
+            latest[request.instance] = one
 
     async def forget_instance(self, tenant: str, service: str, instance: str) -> None:
         self.instances.get((tenant, service), {}).pop(instance, None)
@@ -302,7 +338,8 @@ class InMemoryStore(InMemoryGuards):
         return list(self.instances.get((tenant, service), {}).values())
 
     async def acknowledgements(self, directive_id: UUID) -> Sequence[tuple[str, Acknowledgement]]:
-        return list(self.acks.get(directive_id, {}).items())
+        earlier = [(instance, one) for (instance, _), one in self.earlier_acks.get(directive_id, {}).items()]
+        return [*earlier, *self.acks.get(directive_id, {}).items()]
 
     async def undelivered_outcomes(self, tenant: str, service: str, limit: int = 100) -> Sequence[Outcome]:
         return []

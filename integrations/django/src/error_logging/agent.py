@@ -32,6 +32,8 @@ from error_logging import (
     process,
     recording,
     replay,
+    route_watch,
+    runbook_checks,
 )
 from error_logging.conf import current
 
@@ -40,7 +42,7 @@ logger = logging.getLogger("error_logging")
 HOLD_S = 20.0
 GRACE_S = 5.0
 CIRCUIT_NEWS_S = 0.5
-COMMANDS = ("apply", "replay", "retry", "probe", "send_email")
+COMMANDS = ("apply", "replay", "retry", "probe", "send_email", "check", "traffic")
 SIDE_THREADS = 2
 FIRST_DELAY_S, LAST_DELAY_S = 0.5, 30.0
 READ_WAIT_S = 5.0
@@ -121,7 +123,11 @@ class Agent:
             "results": results,
             "outcomes_received": received,
             "measurements": measurements.of_process(),
-            "capabilities": {"strategies": strategies, "commands": list(COMMANDS)},
+            "capabilities": {
+                "strategies": strategies,
+                "commands": list(COMMANDS),
+                "checks": sorted(probes.registered()),
+            },
             "settings": {
                 "alert_recipients": list(conf.alert_recipients),
                 "escalation_recipients": list(conf.escalation_recipients),
@@ -224,6 +230,8 @@ def _do(command: Mapping[str, Any], deadline: float) -> Told:
         if probe is None:
             return {"status": "unsupported", "reason": "there is no default probe for this error"}
         return {"evidence": probes.run(probe)}
+    if kind in ("check", "traffic"):
+        return _verify(kind, command.get("check") or {}, types)
     detail = command.get("request")
     if not isinstance(detail, Mapping):
         return {"status": "unsupported", "reason": "there is no request to repeat"}
@@ -233,6 +241,15 @@ def _do(command: Mapping[str, Any], deadline: float) -> Told:
     if evidence.get("refused"):
         return {"status": "refused", "reason": evidence["refused"]}
     return {"evidence": evidence}
+
+
+def _verify(kind: str, wanted: Mapping[str, Any], types: list[str]) -> Told:
+    try:
+        if kind == "traffic":
+            return {"counts": route_watch.count(wanted, types)}
+        return {"evidence": runbook_checks.carry_out(wanted)}
+    except (runbook_checks.Refused, ValueError) as refused:
+        return {"status": "refused", "reason": str(refused)}
 
 
 _process: tuple[int, Agent] | None = None

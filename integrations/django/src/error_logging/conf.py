@@ -68,6 +68,8 @@ class Conf:
     databases: tuple[str, ...] = ("default",)
     executor: str | None = None
     """Dotted path of the application's subclass of AutoRecoveryExecutor."""
+    sql_checks: tuple[str, ...] = ()
+    """Databases that a runbook's queries may read."""
     agent: bool = True
     fallback_services: Mapping[str, str] = field(default_factory=dict[str, str])
     """Name to address, without a slash at its end."""
@@ -387,6 +389,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UPRIGHT_SCRUB_PATTERNS": ("scrub_patterns", _patterns),
     "UPRIGHT_DATABASES": ("databases", _databases),
     "UPRIGHT_EXECUTOR": ("executor", _dotted),
+    "UPRIGHT_SQL_CHECKS": ("sql_checks", _databases),
     "UPRIGHT_AGENT": ("agent", _boolean),
     "UPRIGHT_FALLBACK_SERVICES": ("fallback_services", _addresses),
     "UPRIGHT_FALLBACK_FORWARD": ("fallback_forward", _strings),

@@ -159,6 +159,14 @@ def _apply(directive: Directive, deadline: float | None = None) -> Acknowledgeme
     if known is not None and known.directive.get("version") == directive.get("version"):
         known.expires_at = min(known.expires_at, expires_at)
         return known.acknowledgement
+    if known is not None and known.directive.get("id") == directive.get("id") and (
+        known.directive.get("values") == directive.get("values")
+    ):  # fmt: skip
+        # The same change, which is for more processes now: it is in force here already.
+        kept = min(known.expires_at, expires_at)
+        told = {**known.acknowledgement, "version": directive.get("version", 1)}
+        _state.held[key] = _Held(directive, kept, told)
+        return told
     told = actuators.acknowledgement(directive, deadline=deadline)
     if told["status"] == "applied":
         _state.held[key] = _Held(directive, expires_at, told)

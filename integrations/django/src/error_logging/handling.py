@@ -22,7 +22,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.utils.log import log_response
 
-from error_logging import circuits, events, exchange, gate, recording, replay, route_outcomes, waiting
+from error_logging import circuits, events, exchange, gate, recording, replay, route_outcomes, route_watch, waiting
 from error_logging.record import Record
 
 logger = logging.getLogger("error_logging")
@@ -64,6 +64,8 @@ def capture(request: HttpRequest, exc: BaseException) -> Record:
     service = getattr(request, "upright_service", None)
     event = events.build(exc, request=request, service=service, began=began)
     event["measurements"] = {**event["measurements"], "route": route_outcomes.failed(request)}
+    if route_watch.watching():
+        route_watch.failed(request, exc)
     return recording.capture(event, began=began)
 
 

@@ -25,6 +25,7 @@ from error_logging import (
     recording,
     retry_budget,
     route_outcomes,
+    route_watch,
 )
 from error_logging.record import Record
 
@@ -61,6 +62,8 @@ class AIErrorRecoveryMiddleware:
         response: Any = self._through_gate(request) if gate.active() else self.get_response(request)
         if route_outcomes.watching():
             _guarded(route_outcomes.succeeded, request)
+        if route_watch.watching():
+            _guarded(route_watch.answered, request, response.status_code)
         if last_good.used():
             _guarded(last_good.keep, request, response)
         if response.streaming:
@@ -76,6 +79,8 @@ class AIErrorRecoveryMiddleware:
         response: Any = await (self.get_response(request) if passage is None else self._after_gate(request, passage))
         if route_outcomes.watching():
             _guarded(route_outcomes.succeeded, request)
+        if route_watch.watching():
+            _guarded(route_watch.answered, request, response.status_code)
         if last_good.used() and "_upright_waiting" not in request.__dict__:
             await last_good.akeep(request, response)
         waiting: tuple[Exception, Record] | None = request.__dict__.pop("_upright_waiting", None)

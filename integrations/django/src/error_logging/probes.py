@@ -14,7 +14,7 @@ from django.db import connections
 
 from error_logging import actuators
 from error_logging.classification import classes_of
-from error_logging.conf import current
+from error_logging.conf import NAME, current
 
 logger = logging.getLogger("error_logging")
 
@@ -22,6 +22,32 @@ Evidence = dict[str, Any]
 Probe = Callable[[], Any]
 CONNECT_TIMEOUT_S = 2.0
 _DATABASE = ("django.db.utils.", "psycopg.", "psycopg_pool.", "psycopg2.", "sqlalchemy.exc.")
+
+
+_registered: dict[str, Probe] = {}
+
+
+def register(name: str) -> Callable[[Probe], Probe]:
+    """Make a function a check that runbooks may name (`{kind: check, name: …}`). It has failed if it raises or returns
+    False. It runs beside the application's requests, again and again, and must change nothing.
+
+        @probes.register("queue_drained")
+        def queue_drained():
+            return Job.objects.filter(done=False).count() < 100
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} must be 1 to 100 letters, digits, dots, dashes and underscores")
+
+    def add(probe: Probe) -> Probe:
+        _registered[name] = probe
+        return probe
+
+    return add
+
+
+def registered() -> Mapping[str, Probe]:
+    """By name."""
+    return _registered
 
 
 def default(names: list[str], measurements: Mapping[str, Any]) -> Probe | None:

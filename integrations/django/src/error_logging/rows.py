@@ -27,7 +27,7 @@ logger = logging.getLogger("error_logging")
 CONNECT_TIMEOUT_S = 1
 LOCK_TIMEOUT_MS = 1_000
 STATEMENT_TIMEOUT_MS = 3_000
-FINAL = ("recovered", "not_recovered", "unknown", "cancelled")
+FINAL = ("recovered", "not_recovered", "unknown", "cancelled", "relapsed")
 NOT_TRIED = ("skipped", "refused")
 
 _OWN = "upright_own"

@@ -41,6 +41,9 @@ class Routing(Protocol):
     @property
     def cooldown_s(self) -> float: ...
 
+    @property
+    def relapse_window_s(self) -> float: ...
+
 
 class Router(Protocol):
     def route(self, event: Event) -> Routing:
@@ -136,6 +139,7 @@ class ErrorRoutes:
             cooldown_s=routing.cooldown_s,
             rerun=rerun,
             queued=True,
+            relapse_window_s=routing.relapse_window_s,
         )
         opened = accepted.role == "opened"
         if accepted.recovery is not None:

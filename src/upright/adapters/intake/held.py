@@ -99,7 +99,7 @@ async def _work(store: PostgresStore, state: ErrorState, left_ms: float) -> Held
     if await store.was_asked(state.error_id, "replay", recovery.created_at):
         return None
     event = await store.event_of(state.error_id, state.tenant)
-    _, desired = await store.desired(state.tenant, event.service)
+    _, desired = await store.desired(state.tenant, event.service, event.instance)
     command = answers.replay(event, desired, left_ms)
     if not await store.put_waiter_command(state.error_id, command, status="taken"):
         return None

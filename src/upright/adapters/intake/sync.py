@@ -74,7 +74,7 @@ class SyncRoute:
                     if loop.time() >= until or self._bus.closing:
                         break
                     await news.wait(until - loop.time())
-                version, desired = await self._store.desired(tenant, body.service)
+                version, desired = await self._store.desired(tenant, body.service, body.instance)
         return self._gate.respond(
             request, 200, SyncAnswer(version=version, desired=desired, commands=commands, outcomes=outcomes)
         )

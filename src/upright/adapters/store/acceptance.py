@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from upright.adapters.store import rows, topics
+from upright.adapters.store import relapses, rows, topics
 from upright.adapters.store.database import Database, Row, Transaction, as_json
 from upright.domain.event import Event
 from upright.domain.severity import Severity
@@ -55,7 +55,8 @@ _LATEST = rows.select_recoveries(
         JOIN upright.directive d ON d.recovery_id = r.id AND d.version = a.directive_version
         WHERE a.recovery_id = r.id AND a.verdict = 'recovered' AND d.scope = 'process'
           AND d.version > :desired_version AND d.withdrawn_at IS NULL AND d.expires_at > now()
-    ) AS began_before_directive""",
+    ) AS began_before_directive"""
+    + relapses.COLUMNS,
 )
 
 _OWN = rows.select_recoveries(
@@ -82,10 +83,11 @@ _JOIN = text(_ERROR)
 _OPEN = text(f"""
     WITH opened AS (
         INSERT INTO upright.recovery
-            (id, tenant, incident_id, error_id, fingerprint, service, runbook, severity, status, waited)
+            (id, tenant, incident_id, error_id, fingerprint, service, runbook, severity, status, waited,
+             relapse_of)
         VALUES
             (:recovery_id, :tenant, :incident_id, :error_id, :fingerprint, :service, :runbook, :severity, :status,
-             :waited)
+             :waited, :relapse_of)
         RETURNING *
     ), taken AS ({_ERROR}
     ), trail AS (
@@ -116,6 +118,7 @@ class Acceptances:
         cooldown_s: float,
         rerun: bool = False,
         queued: bool = False,
+        relapse_window_s: float = 600,
     ) -> Acceptance:
         facts = _facts(tenant, event, fingerprint, runbook, severity)
 
@@ -135,10 +138,13 @@ class Acceptances:
                 age_s=facts["age_s"],
                 cooldown_s=cooldown_s,
                 desired_version=facts["desired_version"],
+                relapse_window_s=relapse_window_s,
             )
             role = _role(latest, rerun=rerun)
             if latest is None or role == "opened":
-                why = "re-run" if rerun else "error"
+                relapsed = None if latest is None or rerun else await relapses.mark(tx, latest, event.error_id)
+                facts["relapse_of"] = relapsed
+                why = "re-run" if rerun else "error" if relapsed is None else f"relapse of {relapsed}"
                 return await _open(tx, facts, event, severity, status_of(queued=queued), why)
             if await tx.row(_JOIN, **_only(_ERROR_KEYS, facts), recovery_id=latest["id"]) is None:
                 raise ForeignService("This error belongs to another tenant.")
@@ -166,7 +172,7 @@ def _role(latest: Row | None, *, rerun: bool) -> Role:
     if status is Status.RECOVERED:
         joins = latest["began_before_end"] or latest["began_before_directive"]
     else:
-        joins = latest["cooling"]
+        joins = latest["cooling"] and status is not Status.RELAPSED
     return "joined_closed" if joins else "opened"
 
 

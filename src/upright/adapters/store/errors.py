@@ -42,10 +42,14 @@ _EVENT = text("""
     WHERE v.error_id = :error_id AND v.tenant = COALESCE(CAST(:tenant AS text), v.tenant)
     ORDER BY v.id DESC LIMIT 1""")
 
-_RECENT = text("""
+_RECURRENCES = text("""
     SELECT count(*) AS errors FROM (
-        SELECT FROM upright.error
-        WHERE incident_id = :incident_id AND began_at > clock_timestamp() - make_interval(secs => :within_s)
+        SELECT FROM upright.error e
+        WHERE e.incident_id = :incident_id AND e.began_at > clock_timestamp() - make_interval(secs => :within_s)
+          AND e.desired_version >= :version
+          AND (CAST(:instances AS text[]) IS NULL
+               OR EXISTS (SELECT FROM upright.event v WHERE v.error_id = e.id
+                          AND v.body ->> 'instance' = ANY(CAST(:instances AS text[]))))
         LIMIT 10000) AS recent""")
 
 _OF_ERROR = rows.select_recoveries("JOIN upright.error e ON e.recovery_id = r.id WHERE e.id = :error_id")
@@ -73,7 +77,9 @@ _KEEP_WAIT = text("""
 _SETTLE = text("""
     UPDATE upright.error SET
         waiter_until = CASE WHEN :waited THEN NULL ELSE waiter_until END,
-        delivered_recovery_id = COALESCE(CAST(:delivered AS uuid), delivered_recovery_id)
+        delivered_recovery_id = COALESCE(
+            (SELECT r.id FROM upright.recovery r WHERE r.id = CAST(:delivered AS uuid) AND r.status <> 'relapsed'),
+            delivered_recovery_id)
     WHERE id = :error_id""")
 
 _LIST = text("""
@@ -97,8 +103,15 @@ class Errors:
             raise NotFound(f"There is no error {error_id}.")
         return Event.model_validate(row["body"])
 
-    async def recent_errors(self, incident_id: UUID, within_s: float) -> int:
-        row = await self._database.run(lambda tx: tx.row(_RECENT, incident_id=incident_id, within_s=within_s))
+    async def recurrences(
+        self, incident_id: UUID, within_s: float, *, version: int = 0, instances: Sequence[str] | None = None
+    ) -> int:
+        named = None if instances is None else list(instances)
+        row = await self._database.run(
+            lambda tx: tx.row(
+                _RECURRENCES, incident_id=incident_id, within_s=within_s, version=version, instances=named
+            )
+        )
         return 0 if row is None else int(row["errors"])
 
     async def recovery_of_error(self, error_id: UUID) -> RecoveryRecord | None:

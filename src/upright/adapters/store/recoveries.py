@@ -93,17 +93,17 @@ _ACT = text("""
     )
     INSERT INTO upright.action
         (recovery_id, position, strategy, verdict, reason, "values", before, after, evidence, score, cost_s,
-         duration_ms, directive_version, propensity, attributed)
+         duration_ms, directive_version, propensity, attributed, checks)
     SELECT id, :position, :strategy, :verdict, :reason, CAST(:values AS jsonb), CAST(:before AS jsonb),
            CAST(:after AS jsonb), CAST(:evidence AS jsonb), :score, :cost_s, :duration_ms, :directive_version,
-           :propensity, :attributed
+           :propensity, :attributed, CAST(:checks AS jsonb)
     FROM held
     ON CONFLICT (recovery_id, position) DO UPDATE SET
         strategy = excluded.strategy, verdict = excluded.verdict, reason = excluded.reason,
         "values" = excluded."values", before = excluded.before, after = excluded.after, evidence = excluded.evidence,
         score = excluded.score, cost_s = excluded.cost_s, duration_ms = excluded.duration_ms,
         directive_version = excluded.directive_version, propensity = excluded.propensity,
-        attributed = excluded.attributed,
+        attributed = excluded.attributed, checks = excluded.checks,
         recorded_at = clock_timestamp()
     RETURNING recovery_id""")
 
@@ -225,6 +225,7 @@ class Recoveries:
                 directive_version=action.directive_version,
                 propensity=action.propensity,
                 attributed=action.attributed,
+                checks=as_json([one.model_dump(mode="json") for one in action.checks]),
             )
             if row is None:
                 raise StaleEpoch

@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, text
 from upright.adapters.store.database import Row
 from upright.domain.directive import Directive
 from upright.domain.severity import Severity
-from upright.domain.verdict import Evidence, Status, Verdict
+from upright.domain.verdict import Checked, Evidence, Status, Verdict
 from upright.services.ports import ActionRecord, RecoveryRecord
 
 ACTIONS = """
@@ -45,6 +45,8 @@ def recovery(row: Row) -> RecoveryRecord:
         actions=tuple(action(one) for one in row.get("actions") or ()),
         waited=row["waited"],
         withheld=row["withheld"],
+        relapse_of=row["relapse_of"],
+        relapse=row["relapse"],
     )
 
 
@@ -66,6 +68,7 @@ def action(row: dict[str, Any]) -> ActionRecord:
         directive_version=row["directive_version"],
         propensity=row["propensity"],
         attributed=row["attributed"],
+        checks=tuple(Checked.model_validate(one) for one in row["checks"]),
     )
 
 
@@ -79,4 +82,5 @@ def directive(row: Row) -> Directive:
         values=row["values"],
         ttl_s=max(0.0, float(row["ttl_s"])),
         scope=row["scope"],
+        instances=row["instances"],
     )

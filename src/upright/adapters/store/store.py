@@ -18,6 +18,7 @@ from upright.adapters.store.locks import Locks
 from upright.adapters.store.outcomes import Outcomes
 from upright.adapters.store.permits import Permits
 from upright.adapters.store.recoveries import Recoveries
+from upright.adapters.store.relapses import Relapses
 from upright.adapters.store.scalings import Scalings
 from upright.adapters.store.switches import Switches
 from upright.adapters.store.trust import TrustLevels
@@ -44,6 +45,7 @@ class PostgresStore(
     TrustLevels,
     Approvals,
     Audit,
+    Relapses,
 ):
     def __init__(self, database: Database, *, instance_ttl_s: float = 60) -> None:
         """`instance_ttl_s`: seconds after its last sync for which a process counts as alive."""

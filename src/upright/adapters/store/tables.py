@@ -151,6 +151,10 @@ recovery = Table(
     _moment("finished_at"),
     # Why it was not attempted, or empty.
     _text("withheld", ""),
+    # The recovery whose error came back, and, of one that relapsed, when and how.
+    Column("relapse_of", Uuid, ForeignKey("upright.recovery.id", ondelete="SET NULL"), nullable=True),
+    _moment("relapsed_at"),
+    _text("relapse", ""),
     CheckConstraint(
         "status IN ({})".format(", ".join(f"'{status.value}'" for status in Status)),
         name="status",
@@ -161,6 +165,7 @@ recovery = Table(
     Index("recovery_flow_run_id_idx", "flow_run_id"),
     Index("recovery_finished_at_idx", "finished_at"),
     Index("recovery_finished_idx", "tenant", "service", "finished_at"),
+    Index("recovery_relapse_of_idx", "relapse_of"),
     Index("recovery_unfinished_idx", "status", "lease_expires_at", postgresql_where=text(UNFINISHED)),
     Index(
         "recovery_open_idx",
@@ -188,6 +193,7 @@ action = Table(
     # How likely scoring was to give it its place, and whether its verdict tells of it rather than of another's change.
     Column("propensity", DOUBLE_PRECISION, nullable=True),
     Column("attributed", Boolean, nullable=False, server_default=text("true")),
+    Column("checks", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
     _moment("recorded_at", default=True),
     Index("action_strategy_recorded_at_idx", "strategy", "recorded_at"),
 )
@@ -246,6 +252,9 @@ directive = Table(
     # Another directive has taken its place; the target is still changed.
     _moment("superseded_at"),
     _moment("withdrawn_at"),
+    # The processes that it is for, null for all; the others hold on to what it replaces.
+    Column("instances", ARRAY(Text), nullable=True),
+    Column("replaces", Uuid, nullable=True),
     CheckConstraint("scope IN ('process', 'once')", name="scope"),
     UniqueConstraint("tenant", "service", "version"),
     Index("directive_recovery_id_idx", "recovery_id"),

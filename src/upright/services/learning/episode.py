@@ -12,7 +12,7 @@ from upright.services.learning.context import Context
 from upright.services.ports import ActionRecord
 from upright.services.strategies.base import as_list, as_mapping, as_number
 
-_KNOWN = {Verdict.RECOVERED: True, Verdict.NOT_RECOVERED: False}
+_KNOWN = {Verdict.RECOVERED: True, Verdict.NOT_RECOVERED: False, Verdict.RELAPSED: False}
 RETRY = "retry"
 _NOT_DONE = (Verdict.SKIPPED, Verdict.REFUSED)
 
