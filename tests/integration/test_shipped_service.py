@@ -112,6 +112,7 @@ def test_doctor_finds_nothing_wrong(upright_service: RunningService) -> None:
         "Secrets": "ok",
         "Database": "ok",
         "Prefect": "ok",
+        "Platforms": "warning",
         "SMTP": "warning",
         "Service": "ok",
     }
