@@ -223,7 +223,8 @@ class Recovery:
         if self.record.withheld:
             message = f"Recovery not attempted: {self.record.withheld}"
         record = await self._end(status, message)
-        await self.guard.learn(self.actions)
+        came_back = self.relapsed.actions if self.relapsed is not None else ()
+        await self.guard.learn([*self.actions, *came_back])
         return record
 
     async def cancel(self, why: str = "Cancelled") -> RecoveryRecord:

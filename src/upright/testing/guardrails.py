@@ -79,11 +79,11 @@ class InMemoryGuards:
                 return one
         rules = guardrails.repeated_failures
         ended = self._ended(service, fingerprint)
-        reason = repeated_failures(rules, [one.status is not Status.RECOVERED for one in ended])
+        reason = repeated_failures(rules, [_failed(one) for one in ended])
         key, seconds = fingerprint, rules.hold_s
         if reason is None:
             ended = self._ended(service, "")
-            reason = failing_service(guardrails.failing_service, [one.status is not Status.RECOVERED for one in ended])
+            reason = failing_service(guardrails.failing_service, [_failed(one) for one in ended])
             key, seconds = "", guardrails.failing_service.hold_s
         if reason is None:
             return None
@@ -165,7 +165,8 @@ class InMemoryGuards:
             for one in self.records.values()
             if one.runbook == runbook
             for action in one.actions
-            if action.strategy == strategy and action.verdict in (Verdict.RECOVERED, Verdict.NOT_RECOVERED)
+            if action.strategy == strategy
+            and action.verdict in (Verdict.RECOVERED, Verdict.NOT_RECOVERED, Verdict.RELAPSED)
         ][-window:]
         successes = verdicts.count(Verdict.RECOVERED)
         return Record(successes, len(verdicts) - successes)
@@ -224,3 +225,8 @@ class InMemoryGuards:
             found = replace(found, status=status, decided_by=by, via=via, why=why)
             self.asked[approval_id] = found
         return found
+
+
+def _failed(record: RecoveryRecord) -> bool:
+    helped = any(one.verdict is Verdict.RECOVERED for one in record.actions)
+    return not (record.status is Status.RECOVERED or (record.status is Status.RELAPSED and helped))
