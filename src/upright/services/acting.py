@@ -218,10 +218,13 @@ class Actor:
 
     async def undone(self, acted: Acted) -> bool:
         """Whether recovery was stopped meanwhile, which takes every change back."""
-        if acted.directive is None or acted.directive.scope == "once" or not await self.guard.stopped():
+        held = acted.directive is not None and acted.directive.scope == "process"
+        added = acted.plan is not None and acted.plan.command == "platform" and acted.plan.target == "scale"
+        if not (held or added) or not await self.guard.stopped():
             return False
-        # The process may have been told to apply it before the stop, and have done it after.
-        await self._store.recall(self._recovery.tenant, self._recovery.service)
+        if held:
+            # The process may have been told to apply it before the stop, and have done it after.
+            await self._store.recall(self._recovery.tenant, self._recovery.service)
         return True
 
     async def widen(self, acted: Acted) -> Acted:

@@ -139,6 +139,9 @@ class InMemoryGuards:
                 withdrawn += len(held)
                 held.clear()
                 self.versions[of_tenant, of_service] += 1
+        for key, (scaling, _) in self.added.items():
+            if tenant in (EVERY, scaling.tenant) and service in (EVERY, scaling.service):
+                self.added[key] = scaling, 0.0
         return withdrawn
 
     async def start(self, tenant: str, service: str, *, origin: Origin, by: str, why: str) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
 
 from upright.adapters import platforms, runbook_files
 from upright.adapters.platforms.reverts import Reverts
@@ -24,6 +23,7 @@ from upright.domain.severity import Severity
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.services.book import Book
 from upright.services.dependencies import Dependencies
+from upright.services.guardrails.ports import Occupant
 from upright.services.ports import ActionRecord
 from upright.services.recovery import Recovery
 from upright.testing.events import error_event
@@ -127,10 +127,9 @@ async def test_workers_are_added_under_load_and_taken_away_when_that_is_over(
     finally:
         task.cancel()
     assert len(shop.workers()) == 2
-    trail = await surroundings.replica.database.run(
-        lambda tx: tx.row(text("SELECT before, after FROM upright.audit WHERE what = 'scaling.reverted'"))
-    )
-    assert trail is not None
+    audit = {one["what"]: one for one in await surroundings.store.audit(since_s=120, service="django")}
+    assert "scaling.put" in audit
+    trail: Any = audit["scaling.reverted"]
     assert trail["before"]["processes"] == 3
     assert trail["after"] == {"processes": 2}
 
@@ -354,3 +353,73 @@ async def test_workers_that_could_not_be_taken_away_at_once_are_later(surroundin
         await eventually(reverted, 40)
     finally:
         task.cancel()
+
+
+# Stopping
+
+
+async def stop(surroundings: Surroundings) -> None:
+    await surroundings.store.stop("default", "django", origin="operator", by="ann", why="deploy")
+
+
+async def test_what_was_added_is_taken_away_when_recovery_is_stopped(
+    surroundings: Surroundings, shop: Shop, busy: list[socket.socket]
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    assert (await surroundings.recover(error_event(TIMEOUT, waits=False), "resource_scale")).verdict is (
+        Verdict.RECOVERED
+    )
+    assert len(shop.workers()) == 3
+    for one in busy:
+        one.close()
+    await stop(surroundings)
+    reverts = asyncio.create_task(Reverts(surroundings.store, platforms.load(surroundings.project), "another").run())
+    try:
+
+        async def reverted() -> bool:
+            return not await surroundings.store.scalings("default", "django")
+
+        await eventually(reverted, 40)
+    finally:
+        reverts.cancel()
+    assert len(shop.workers()) == 2
+
+
+@pytest.mark.parametrize("strategy", ["resource_scale", "service_restart"])
+async def test_a_stop_while_it_looks_at_the_service_leaves_it_alone(
+    surroundings: Surroundings, shop: Shop, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    shop.hang(*shop.workers())
+    old, admit = shop.workers(), surroundings.store.admit
+
+    async def admitted(action: Occupant) -> str | None:
+        answer = await admit(action)
+        await stop(surroundings)
+        return answer
+
+    monkeypatch.setattr(surroundings.store, "admit", admitted)
+    action = await surroundings.recover(later_than(shop, TIMEOUT), strategy)
+    assert (action.verdict, action.reason) == (Verdict.REFUSED, "recovery is stopped for django by ann: deploy")
+    assert shop.workers() == old
+    assert not await surroundings.store.scalings("default", "django")
+
+
+async def test_a_stop_before_workers_that_were_added_are_judged_takes_them_away_and_claims_nothing(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+
+    async def waiter(command: Command) -> CommandResult:
+        await stop(surroundings)
+        return CommandResult(command_id=command.id, status="done", evidence=Evidence(kind="replay", outcome="passed"))
+
+    surroundings.dispatch.waiter = waiter
+    action = await surroundings.recover(error_event(TIMEOUT), "resource_scale")
+    assert action.verdict is Verdict.UNKNOWN
+    assert "recovery was stopped meanwhile" in action.reason
+    assert len(shop.workers()) == 2
+    assert not await surroundings.store.scalings("default", "django")
