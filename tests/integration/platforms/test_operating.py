@@ -18,6 +18,7 @@ from upright.adapters.store import PostgresStore
 from upright.config import Settings
 from upright.domain.directive import AlertSettings, Command, CommandResult, SyncRequest
 from upright.domain.event import Event
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook
 from upright.domain.severity import Severity
 from upright.domain.verdict import Evidence, Status, Verdict
@@ -44,6 +45,7 @@ class Surroundings:
         self.replica, self.store = replica, replica.store
         self.project, self.dispatch = project, dispatch or ScriptedDispatch()
         self.runner = f"runner-{uuid4().hex}"
+        self.guardrails = Guardrails()
 
     def configure(self, *shops: Shop, **changes: Any) -> None:
         lines = ["services:", "  django:", "    platform: gunicorn", "    max_processes: 4", "    replicas:"]
@@ -67,7 +69,7 @@ class Surroundings:
     async def begin(self, event: Event, strategy: str, *, ttl_s: float = 900, **parameters: Any) -> Recovery:
         step = {"strategy": strategy, "parameters": parameters, "timeout_s": 30, "ttl_s": ttl_s}
         runbook = Runbook.model_validate({"name": "one-step", "steps": [step]})
-        book = Book({"one-step": runbook}, runbook_files.load(PROJECT).severities)
+        book = Book({"one-step": runbook}, runbook_files.load(PROJECT).severities, guardrails=self.guardrails)
         dependencies = Dependencies(
             self.store, self.dispatch, book, Settings(), self.runner, platforms=platforms.load(self.project)
         )
@@ -265,15 +267,27 @@ async def test_replicas_are_restarted_one_after_the_other_up_to_the_first_that_f
     assert second.workers() == kept
 
 
-async def test_two_recoveries_do_not_restart_a_service_at_the_same_time(surroundings: Surroundings, shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("guardrails", "verdict", "reason"),
+    [
+        (Guardrails(), Verdict.REFUSED, "1 of 1 service_restart actions in django at the same time"),
+        # The lock holds where limits were lifted, and between restarting and scaling.
+        (Guardrails(strategies={}), Verdict.SKIPPED, "another recovery is scaling or restarting"),
+    ],
+    ids=["limited", "unlimited"],
+)
+async def test_two_recoveries_do_not_restart_a_service_at_the_same_time(
+    surroundings: Surroundings, shop: Shop, guardrails: Guardrails, verdict: Verdict, reason: str
+) -> None:
+    surroundings.guardrails = guardrails
     surroundings.configure(shop)
     shop.hang(*shop.workers())
     one, other = await asyncio.gather(
         surroundings.recover(later_than(shop, TIMEOUT), "service_restart"),
         surroundings.recover(later_than(shop, MEMORY), "service_restart"),
     )
-    assert {one.verdict, other.verdict} == {Verdict.RECOVERED, Verdict.SKIPPED}
-    assert "another recovery is scaling or restarting" in one.reason + other.reason
+    assert {one.verdict, other.verdict} == {Verdict.RECOVERED, verdict}
+    assert reason in one.reason + other.reason
 
 
 async def test_a_restart_keeps_what_was_added_for_a_time(
