@@ -62,7 +62,8 @@ _DATA = """
         VALUES ('00000000-0000-0000-0000-000000000001', 'default', 'shop', 'f', 'KeyError');
     INSERT INTO upright.error (id, tenant, service, environment, incident_id, type, message, severity,
                                origin, occurred_at)
-        SELECT id, tenant, service, 'production', id, error_type, 'no', 'high', 'middleware', now() FROM upright.incident;
+        SELECT id, tenant, service, 'production', id, error_type, 'no', 'high', 'middleware', now()
+        FROM upright.incident;
     INSERT INTO upright.recovery (id, tenant, incident_id, error_id, fingerprint, service, runbook, severity, status)
         SELECT gen_random_uuid(), tenant, id, id, fingerprint, service, 'one', 'high', 'recovered'
         FROM upright.incident;
