@@ -64,7 +64,7 @@ class Operator:
         if acted.settled is not None:
             return acted
         step = acted.choice.step
-        ttl_s = step.timeout_s + self._runbook.verification.timeout_s + 15
+        ttl_s = step.timeout_s + self._runbook.verification.longest_s + 15
         tenant, recovery_id = self._recovery.tenant, self._recovery.id
         if not await self._store.lock_actuator(
             tenant, service.name, ACTUATOR, TARGET, recovery_id=recovery_id, ttl_s=ttl_s
@@ -121,6 +121,10 @@ class Operator:
             return replace(acted, witness="agent", agent=agent, baseline=replay, health=health)
         if overall is not None and overall.outcome == "failed":
             return replace(acted, witness="health", baseline=overall, health=health)
+        if any(one.outcome == "failed" for one in acted.readings.values()):
+            # The runbook's own checks have seen it, and are made again; health must not have suffered by then.
+            witness = "" if overall is None else "health"
+            return replace(acted, witness=witness, baseline=overall, health=health)
         seen = [one for one in (replay, overall) if one is not None and one.outcome == "passed"]
         if seen:
             kinds = " and ".join(one.kind.replace("_", " ") for one in seen)

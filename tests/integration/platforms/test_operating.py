@@ -16,6 +16,7 @@ from upright.adapters import platforms, runbook_files
 from upright.adapters.platforms.reverts import Reverts
 from upright.adapters.store import PostgresStore
 from upright.config import Settings
+from upright.domain.check import Check
 from upright.domain.directive import AlertSettings, Command, CommandResult, SyncRequest
 from upright.domain.event import Event
 from upright.domain.guardrails import Guardrails
@@ -25,7 +26,7 @@ from upright.domain.verdict import Evidence, Status, Verdict
 from upright.services.book import Book
 from upright.services.dependencies import Dependencies
 from upright.services.guardrails.ports import Occupant
-from upright.services.ports import ActionRecord
+from upright.services.ports import ActionRecord, Prober
 from upright.services.recovery import Recovery
 from upright.testing.events import error_event
 from upright.testing.intake import Replica, eventually
@@ -46,6 +47,8 @@ class Surroundings:
         self.project, self.dispatch = project, dispatch or ScriptedDispatch()
         self.runner = f"runner-{uuid4().hex}"
         self.guardrails = Guardrails()
+        self.prober: Prober | None = None
+        self.checks: list[dict[str, Any]] = []
 
     def configure(self, *shops: Shop, **changes: Any) -> None:
         lines = ["services:", "  django:", "    platform: gunicorn", "    max_processes: 4", "    replicas:"]
@@ -68,11 +71,12 @@ class Surroundings:
 
     async def begin(self, event: Event, strategy: str, *, ttl_s: float = 900, **parameters: Any) -> Recovery:
         step = {"strategy": strategy, "parameters": parameters, "timeout_s": 30, "ttl_s": ttl_s}
-        runbook = Runbook.model_validate({"name": "one-step", "steps": [step]})
+        runbook = Runbook.model_validate({"name": "one-step", "steps": [step], "verification": {"checks": self.checks}})
         book = Book({"one-step": runbook}, runbook_files.load(PROJECT).severities, guardrails=self.guardrails)
         dependencies = Dependencies(
-            self.store, self.dispatch, book, Settings(), self.runner, platforms=platforms.load(self.project)
-        )
+            self.store, self.dispatch, book, Settings(), self.runner, prober=self.prober,
+            platforms=platforms.load(self.project),
+        )  # fmt: skip
         await self.store.accept(
             "default",
             str(uuid4()),
@@ -238,6 +242,25 @@ async def test_hung_workers_are_replaced_and_the_health_address_is_the_evidence(
     assert action.verdict is Verdict.RECOVERED, action.reason
     assert action.evidence is not None
     assert action.evidence.kind == "health"
+    assert not set(old) & set(shop.workers())
+
+
+async def test_what_only_a_check_of_the_runbook_sees_is_reason_enough_to_restart(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    old = shop.workers()
+
+    class Stuck:
+        """A queue that the old workers hold up."""
+
+        async def probe(self, check: Check) -> Evidence:
+            return Evidence(kind="tcp", outcome="failed" if set(old) & set(shop.workers()) else "passed")
+
+    surroundings.prober = Stuck()
+    surroundings.checks = [{"kind": "tcp", "host": "queue", "port": 1}]
+    action = await surroundings.recover(later_than(shop, TIMEOUT), "service_restart")
+    assert action.verdict is Verdict.RECOVERED, action.reason
     assert not set(old) & set(shop.workers())
 
 
