@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -170,6 +170,34 @@ async def test_a_relapse_turns_a_success_into_a_failure(history: History, scorer
     await history.recovered(("timeout_increase", Verdict.RECOVERED), fingerprint="the same")
     await scorer.refresh()
     assert evidence(scorer, "timeout_increase") == "1 of 2 in this service"
+
+
+async def test_a_retry_that_is_needed_again_has_succeeded_all_the_same(history: History, scorer: Scorer) -> None:
+    for _ in range(2):
+        await history.recovered(("retry", Verdict.RECOVERED), fingerprint="the same")
+    await scorer.refresh()
+    assert evidence(scorer, "retry") == "2 of 2 in this service"
+
+
+async def test_an_error_of_a_process_without_the_change_is_no_failure_of_it(history: History, scorer: Scorer) -> None:
+    recovery = UUID(await history.recovered(("pool_increase", Verdict.RECOVERED), fingerprint="the same"))
+    with psycopg.connect(history.url, autocommit=True) as connection:
+        connection.execute(
+            """INSERT INTO upright.directive (id, tenant, service, strategy, target, version, scope, recovery_id,
+                   expires_at)
+               SELECT gen_random_uuid(), tenant, service, 'pool_increase', 'default', 7, 'process', id,
+                   now() + interval '1 hour' FROM upright.recovery WHERE id = %s""",
+            (recovery,),
+        )
+        connection.execute("UPDATE upright.action SET directive_version = 7 WHERE recovery_id = %s", (recovery,))
+    event = error_event(DJANGO_OPERATIONAL_ERROR, desired_version=6)
+    joined = await history.store.accept(
+        "default", str(uuid4()), event, fingerprint="the same", runbook="database-error", severity=_high(),
+        cooldown_s=0,
+    )  # fmt: skip
+    assert joined.role == "joined_closed"
+    await scorer.refresh()
+    assert evidence(scorer, "pool_increase") == "1 of 1 in this service"
 
 
 async def test_tenants_learn_nothing_of_each_other(history: History, scorer: Scorer) -> None:

@@ -6,21 +6,26 @@ import asyncio
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
 
 from upright.adapters.store import PostgresStore
 from upright.domain.directive import SyncRequest
+from upright.domain.guardrails import Guardrails
 from upright.domain.verdict import Status, Verdict
+from upright.services.guardrails.ports import Occupant
+from upright.services.guardrails.trust import Record
 from upright.services.ports import ActionRecord, RecoveryRecord
-from upright.testing.intake import Replica, Service, a_running_recovery, accept, an_event, eventually
+from upright.testing.intake import Service, a_running_recovery, accept, an_event, eventually
 
 
 async def recovered(
-    store: PostgresStore, strategy: str = "pool_increase", *, ttl_s: float = 900, event=None
+    store: PostgresStore, strategy: str = "pool_increase", *, ttl_s: float = 900, event=None, acts: bool = False
 ) -> RecoveryRecord:
     """A recovery by a directive (a retry: by none), whose caller has heard of it."""
     recovery = await a_running_recovery(store, event)
     version = None
+    if acts:
+        names = (recovery.tenant, recovery.service, recovery.fingerprint, recovery.runbook)
+        assert await store.admit(Occupant(recovery.id, *names, strategy)) is None
     if strategy != "retry":
         directive = await store.put_directive(
             "default", "shop", strategy, "default", values={"max_size": 10}, ttl_s=ttl_s, recovery_id=recovery.id,
@@ -44,7 +49,7 @@ async def again(store: PostgresStore, **changes):
     return await accept(store, event, **changes)
 
 
-async def test_an_error_that_comes_back_turns_recovered_into_relapsed(store: PostgresStore, replica: Replica) -> None:
+async def test_an_error_that_comes_back_turns_recovered_into_relapsed(store: PostgresStore) -> None:
     first = await recovered(store)
     accepted = await again(store)
     assert accepted.role == "opened"
@@ -55,10 +60,7 @@ async def test_an_error_that_comes_back_turns_recovered_into_relapsed(store: Pos
     [action] = was.actions
     assert (action.verdict, action.reason) == (Verdict.RELAPSED, f"replay passed; {was.relapse}")
     assert await store.relapses(first.incident_id, 3600) == {"pool_increase": 1}
-    trail = await replica.database.run(
-        lambda tx: tx.row(text("SELECT subject FROM upright.audit WHERE what = 'recovery.relapsed'"))
-    )
-    assert trail is not None
+    [trail] = [one for one in await store.audit(since_s=60, service="shop") if one["what"] == "recovery.relapsed"]
     assert trail["subject"] == str(first.id)
 
 
@@ -142,6 +144,30 @@ async def test_a_retry_repaired_its_one_request(store: PostgresStore) -> None:
     was = await store.recovery(first.id)
     assert (was.status, was.actions[0].verdict) == (Status.RELAPSED, Verdict.RECOVERED)
     assert await store.relapses(first.incident_id, 3600) == {"retry": 1}
+
+
+async def came_back_thrice(store: PostgresStore, strategy: str) -> RecoveryRecord:
+    """Three recoveries that acted, each followed by the same error again."""
+    for _ in range(3):
+        event = an_event(desired_version=10**6)
+        first = await recovered(store, strategy, event=event, acts=True)
+    await again(store)
+    return first
+
+
+async def test_retries_that_are_needed_again_and_again_are_not_taken_from_the_application(store: PostgresStore) -> None:
+    first = await came_back_thrice(store, "retry")
+    assert (await store.recovery(first.id)).status is Status.RELAPSED
+    assert await store.hold("default", "shop", first.fingerprint, Guardrails()) is None
+    assert await store.track_record(first.runbook, "retry", 20) == Record(3, 0)
+
+
+async def test_a_change_that_never_lasts_is_left_to_people(store: PostgresStore) -> None:
+    first = await came_back_thrice(store, "pool_increase")
+    hold = await store.hold("default", "shop", first.fingerprint, Guardrails())
+    assert hold is not None
+    assert hold.reason == "the last 3 recoveries of this error failed"
+    assert await store.track_record(first.runbook, "pool_increase", 20) == Record(0, 3)
 
 
 async def test_many_that_come_back_at_once_are_one_relapse(store: PostgresStore) -> None:

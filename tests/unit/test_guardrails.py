@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -210,7 +210,9 @@ class Bench:
         evidence = Evidence.model_validate({"kind": "replay", "outcome": self.outcome})
         return CommandResult(command_id=command.id, status="done", acknowledgements=done, evidence=evidence)
 
-    async def recover(self, event: Event, fingerprint: str = "f", *, approve: bool | None = None) -> Recovery:
+    async def recover(
+        self, event: Event, fingerprint: str = "f", *, approve: bool | None = None, relapse_of: UUID | None = None
+    ) -> Recovery:
         """What the flow does, without Prefect. `approve`: what a person says when asked; None: nothing."""
         routing = Router(self.dependencies.book).route(event)
         accepted = await self.store.accept(
@@ -226,6 +228,7 @@ class Bench:
         recovery = await Recovery.begin(
             self.dependencies, str(event.error_id), runbook=routing.runbook, flow_run_id=uuid4(), attempt=1
         )
+        recovery.record = self.store.records[recovery.record.id] = replace(recovery.record, relapse_of=relapse_of)
         for choice in (await recovery.score()).tried:
             question = await recovery.question(choice)
             if question is not None and approve is not None:
@@ -372,6 +375,19 @@ async def test_failures_lower_trust_with_the_reason_and_nothing_raises_it() -> N
     assert "timeout_increase asks for approval from now on" in recovery.report()
     verdict, reason = of_strategy(await bench.recover(slow_query(), "another"))
     assert (verdict, reason) == (Verdict.REFUSED, "it needs approval, and nobody answered in time")
+
+
+async def test_what_recovers_and_never_lasts_loses_trust_too() -> None:
+    bench = Bench(trust=TrustRules(demote_below=0.7), repeated_failures=RepeatedFailures(failures=100))
+    for index in range(4):
+        done = await bench.recover(slow_query(), f"error {index}")
+        [action] = [one for one in done.actions if one.verdict is Verdict.RECOVERED]
+        gone = replace(action, verdict=Verdict.RELAPSED)
+        bench.store.records[done.record.id] = replace(done.record, status=Status.RELAPSED, actions=(gone,))
+    assert bench.store.settings == {}
+    await bench.recover(slow_query(), "it came back", relapse_of=done.record.id)
+    [setting] = bench.store.settings.values()
+    assert (setting.strategy, setting.level) == ("timeout_increase", Trust.APPROVE)
 
 
 async def test_the_file_is_the_ceiling_of_trust() -> None:

@@ -236,6 +236,13 @@ def test_what_was_not_verified_teaches_nothing(verdict: Verdict) -> None:
     assert [one.strategy for one in found.attempts] == ["cache_clear"]
 
 
+def test_an_order_that_the_policy_did_not_choose_says_nothing_of_the_policy() -> None:
+    learning = {"context": SHOP.as_json(), "candidates": ["retry"], "propensity": 0.95, "arranged": True}
+    found = outcome(("retry", Verdict.RECOVERED), learning=learning)
+    assert found is not None
+    assert (found.complete, found.attempts) == (False, (Attempt("retry", True, 0.5),))
+
+
 def test_what_another_recovery_did_teaches_nothing() -> None:
     assert outcome(("retry", Verdict.RECOVERED), attributed=False) is None
 

@@ -440,6 +440,19 @@ async def test_a_raise_that_did_not_help_gives_way_to_the_one_it_replaced() -> N
     assert await bench.desired() == {"timeout_increase": {"timeout_ms": 1200}}
 
 
+@pytest.mark.parametrize("left_s", [600.0, 1e-9])
+async def test_what_comes_back_ends_when_it_would_have(left_s: float) -> None:
+    bench = Bench(waiter=answering(PASSED))
+    await carry_out(await bench.open(slow_query()))
+    [(place, held)] = bench.store.directives["default", "django"].items()
+    bench.store.directives["default", "django"][place] = held.model_copy(update={"ttl_s": left_s})
+    bench.dispatch.waiter = answering(FAILED)
+    await carry_out(await bench.open(slow_query(desired_version=1)))
+    _, desired = await bench.store.desired("default", "django")
+    assert all(one.ttl_s < left_s for one in desired)
+    assert len(desired) == (1 if left_s > 1 else 0)
+
+
 # Runs that end before their time
 
 

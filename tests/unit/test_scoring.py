@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from upright.adapters import runbook_files
-from upright.services.scoring import Prior, built_in_priors, rank
+from upright.services.learning.learned import Learned
+from upright.services.scoring import Prior, Ranking, arranged, built_in_priors, rank
 from upright.services.strategies import STRATEGIES, Fleet
 from upright.testing.events import CANCELLED_FOR_TIMEOUT, DJANGO_OPERATIONAL_ERROR, EXHAUSTED, error_event
 
@@ -74,3 +79,52 @@ def test_an_edited_prior_changes_the_order(tmp_path: Path) -> None:
     event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=BOTH)
     ranking = rank(BOOK.runbook("database-error"), event, Fleet(waiter_present=True), priors)
     assert ranking.tried[0].strategy == "pool_increase"
+
+
+def explored(draw: float) -> Ranking:
+    """Scored with exploration: cache_clear and timeout_increase change places in one case of twenty."""
+    event = error_event(DJANGO_OPERATIONAL_ERROR, measurements=BOTH)
+    learned = replace(Learned.nothing(BOOK.priors), epsilon=0.05)
+    return rank(BOOK.runbook("database-error"), event, Fleet(waiter_present=True), BOOK.priors, learned, draw=draw)
+
+
+def last(*strategies: str) -> Callable[[Ranking], Ranking]:
+    return lambda one: replace(one, tried=sorted(one.tried, key=lambda choice: choice.strategy in strategies))
+
+
+def told(ranking: Ranking) -> tuple[list[str], object, object, object]:
+    learning = ranking.learning
+    order = [one.strategy for one in ranking.tried]
+    return order, learning["propensity"], learning["explored"], learning.get("arranged", False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "draw", "expected"),
+    [
+        # Chance decides, as it was said.
+        ((), 0.5, (["cache_clear", "timeout_increase", "pool_increase"], 0.95, False, False)),
+        ((), 0.0, (["timeout_increase", "cache_clear", "pool_increase"], 0.05, True, False)),
+        (("pool_increase",), 0.0, (["timeout_increase", "cache_clear", "pool_increase"], 0.05, True, False)),
+        # It decides the order of the last two, and the policy has not begun like this.
+        (
+            ("cache_clear", "timeout_increase"),
+            0.5,
+            (["pool_increase", "cache_clear", "timeout_increase"], 0.95, False, True),
+        ),
+        # Whatever was drawn comes to the same.
+        (("timeout_increase",), 0.5, (["cache_clear", "pool_increase", "timeout_increase"], 1.0, False, True)),
+        (("timeout_increase",), 0.0, (["cache_clear", "pool_increase", "timeout_increase"], 1.0, False, True)),
+        (
+            ("timeout_increase", "pool_increase"),
+            0.0,
+            (["cache_clear", "timeout_increase", "pool_increase"], 1.0, False, False),
+        ),
+    ],
+)
+def test_what_is_logged_is_the_probability_of_the_order_that_is_tried(
+    asked: tuple[str, ...], draw: float, expected: tuple[object, ...]
+) -> None:
+    found = arranged(explored(draw), last(*asked))
+    assert told(found) == expected
+    if expected[1] == 1.0:
+        assert {one.propensity for one in found.tried} == {1.0}

@@ -30,6 +30,7 @@ from error_logging import (
     measurements,
     process,
     route_outcomes,
+    route_watch,
     throttles,
 )
 from error_logging.actuators import targets
@@ -612,6 +613,19 @@ def test_a_fallback_view_answers_where_nothing_was_kept(client: Client) -> None:
     assert response.json() == {"prices": "as of yesterday"}
     assert response.headers["X-Upright-Fallback"] == "degraded; view"
     assert World.calls == 0
+
+
+def test_a_fallback_that_answers_is_no_success_of_the_route(client: Client) -> None:
+    watch = {"watch": "quiet", "method": "GET", "route": "simple/", "keep_s": 60}
+    route_watch.count(watch, ["builtins.ValueError"])
+    try:
+        client.get("/simple/")
+        assert route_watch.count(watch, [])["succeeded"] == 1
+        degrade("simple/")
+        assert client.get("/simple/").headers["X-Upright-Fallback"] == "degraded; view"
+        assert route_watch.count(watch, [])["succeeded"] == 1
+    finally:
+        route_watch.forget()
 
 
 @override_settings(UPRIGHT_FALLBACK_VIEWS={r"^moved/$": f"{__name__}.simpler"})

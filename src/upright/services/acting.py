@@ -57,7 +57,9 @@ class Acted:
     own: bool = True
     """False where the directive is another recovery's, which then decides about its end."""
     previous: Directive | None = None
-    """What ours replaced; it comes back if ours is withdrawn."""
+    """What ours replaced; it comes back for the time that it had left, if ours is withdrawn."""
+    replaced_at: float = 0.0
+    """On time.monotonic()."""
     acknowledgement: Acknowledgement | None = None
     evidence: Evidence | None = None
     baseline: Evidence | None = None
@@ -206,10 +208,11 @@ class Actor:
         if acted.directive is None or not acted.own or acted.directive.scope == "once":
             return
         restored = None
-        if acted.previous is not None:
-            before = acted.previous
+        before = acted.previous
+        left_s = 0.0 if before is None else before.ttl_s - (time.monotonic() - acted.replaced_at)
+        if before is not None and left_s > 0:
             try:
-                restored = await self._put(before.strategy, before.target, before, before.ttl_s, before.instances)
+                restored = await self._put(before.strategy, before.target, before, left_s, before.instances)
             except Stopped:
                 await self._store.withdraw_directive(acted.directive.id)
         else:
@@ -218,10 +221,13 @@ class Actor:
 
     async def undone(self, acted: Acted) -> bool:
         """Whether recovery was stopped meanwhile, which takes every change back."""
-        if acted.directive is None or acted.directive.scope == "once" or not await self.guard.stopped():
+        held = acted.directive is not None and acted.directive.scope == "process"
+        added = acted.plan is not None and acted.plan.command == "platform" and acted.plan.target == "scale"
+        if not (held or added) or not await self.guard.stopped():
             return False
-        # The process may have been told to apply it before the stop, and have done it after.
-        await self._store.recall(self._recovery.tenant, self._recovery.service)
+        if held:
+            # The process may have been told to apply it before the stop, and have done it after.
+            await self._store.recall(self._recovery.tenant, self._recovery.service)
         return True
 
     async def widen(self, acted: Acted) -> Acted:
@@ -442,7 +448,10 @@ class Actor:
         held = self.in_force
         if held is not None and held.directive is not None and active is not None and active.id == held.directive.id:
             # An earlier attempt of this task has put it in force.
-            return replace(acted, directive=active, own=held.own, previous=held.previous, reason=held.reason)
+            return replace(
+                acted, directive=active, own=held.own, previous=held.previous, replaced_at=held.replaced_at,
+                reason=held.reason,
+            )  # fmt: skip
         # A recovery that was taken over, or whose last write got no answer, finds its own directive and goes on.
         inherited = active is not None and await self._store.put_by(active.id) == recovery.id
         if (
@@ -466,7 +475,7 @@ class Actor:
             directive = await self._put(step.strategy, plan.target, plan, step.ttl_s, share)
         except Stopped as stopped:
             return replace(acted, settled=Verdict.REFUSED, reason=str(stopped))
-        return replace(acted, directive=directive, previous=None if inherited else active)
+        return replace(acted, directive=directive, previous=None if inherited else active, replaced_at=time.monotonic())
 
     async def _put(
         self, strategy: str, target: str, what: Plan | Directive, ttl_s: float, instances: list[str] | None = None

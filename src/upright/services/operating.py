@@ -20,8 +20,9 @@ from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.runbook import Runbook
 from upright.domain.verdict import Evidence, Verdict
-from upright.errors import PlatformFailed
+from upright.errors import PlatformFailed, Stopped
 from upright.services.dependencies import Dependencies
+from upright.services.guardrails.guard import stop_reason
 from upright.services.ports import Instance, Platform, RecoveryRecord, Scaling
 from upright.services.running import RunningService, revert, together
 from upright.services.strategies import Fleet, Plan
@@ -63,7 +64,7 @@ class Operator:
         if acted.settled is not None:
             return acted
         step = acted.choice.step
-        ttl_s = step.timeout_s + self._runbook.verification.timeout_s + 15
+        ttl_s = step.timeout_s + self._runbook.verification.longest_s + 15
         tenant, recovery_id = self._recovery.tenant, self._recovery.id
         if not await self._store.lock_actuator(
             tenant, service.name, ACTUATOR, TARGET, recovery_id=recovery_id, ttl_s=ttl_s
@@ -72,6 +73,9 @@ class Operator:
             return replace(acted, settled=Verdict.SKIPPED, reason=reason)
         try:
             acted = await self._carry_out(acted, plan, service, until, hold)
+        except Stopped as stopped:
+            await self.withdraw(acted)
+            return replace(acted, settled=Verdict.REFUSED, reason=str(stopped), after=await _measured(service))
         except PlatformFailed as error:
             await self.withdraw(acted)
             after = await _measured(service)
@@ -117,6 +121,10 @@ class Operator:
             return replace(acted, witness="agent", agent=agent, baseline=replay, health=health)
         if overall is not None and overall.outcome == "failed":
             return replace(acted, witness="health", baseline=overall, health=health)
+        if any(one.outcome == "failed" for one in acted.readings.values()):
+            # The runbook's own checks have seen it, and are made again; health must not have suffered by then.
+            witness = "" if overall is None else "health"
+            return replace(acted, witness=witness, baseline=overall, health=health)
         seen = [one for one in (replay, overall) if one is not None and one.outcome == "passed"]
         if seen:
             kinds = " and ".join(one.kind.replace("_", " ") for one in seen)
@@ -136,10 +144,17 @@ class Operator:
                 hold(acted)
                 await self._scale(acted, plan, service, until)
             case "recycle":
+                await self._pass_by()
                 await self._recycle(plan, service, until)
             case _:
                 acted = await self._restart(acted, plan, service, until)
         return acted
+
+    async def _pass_by(self) -> None:
+        """Looking at the service takes seconds, in which recovery may have been stopped. Raises Stopped."""
+        switch = await self._store.stopped(self._recovery.tenant, self._recovery.service)
+        if switch is not None:
+            raise Stopped(stop_reason(switch.by, switch.why, switch.where))
 
     async def _scale(self, acted: Acted, plan: Plan, service: RunningService, until: float) -> None:
         wanted: dict[str, int] = plan.values["processes"]  # pyright: ignore[reportAssignmentType]
@@ -171,6 +186,13 @@ class Operator:
             raise PlatformFailed("the step's time is too short to restart its replicas one after the other")
         added = {one.replica: one for one in await self._store.scalings(self._recovery.tenant, service.name)}
         for index, platform in enumerate(chosen):
+            try:
+                await self._pass_by()
+            except Stopped as stopped:
+                if index:
+                    done = ", ".join(one.name for one in chosen[:index])
+                    raise PlatformFailed(f"{done} restarted, the others not: {stopped}") from stopped
+                raise
             share_s = _left(until) / (len(chosen) - index)
             await _restart_one(platform, plan, share_s)
             await self._scale_again(platform, added.get(platform.name), _left(until))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from upright.services.dependencies import Dependencies
 from upright.services.guardrails import Approval, Guard
 from upright.services.learning.context import context_of
 from upright.services.ports import ActionRecord, RecoveryRecord
-from upright.services.scoring import Choice, Ranking, rank
+from upright.services.scoring import Choice, Ranking, arranged, rank
 from upright.services.strategies import Fleet
 
 CONVERGENCE_POLL_S = 0.1
@@ -143,11 +143,10 @@ class Recovery:
                 ranking = replace(ranking, learning={**ranking.learning, "resumed": True})
         else:
             ranking = Ranking([], [], self.runbook.order)
-        ranking = after_relapses(ranking, await self._relapses())
+        relapses, first_unasked = await asyncio.gather(self._relapses(), self._asked_last(ranking))
         if withheld is None and self.record.withheld:  # it began to be refused in a process that has died
             withheld = self.record.withheld, False
-        if withheld is None:
-            ranking = await self._asked_last(ranking)
+        ranking = arranged(ranking, lambda one: first_unasked(after_relapses(one, relapses)))
         self.ranking = ranking
         first = 1 + max((action.position for action in self._actions.values()), default=-1)
         self._positions = {one.strategy: first + index for index, one in enumerate([*ranking.tried, *ranking.skipped])}
@@ -223,7 +222,8 @@ class Recovery:
         if self.record.withheld:
             message = f"Recovery not attempted: {self.record.withheld}"
         record = await self._end(status, message)
-        await self.guard.learn(self.actions)
+        came_back = self.relapsed.actions if self.relapsed is not None else ()
+        await self.guard.learn([*self.actions, *came_back])
         return record
 
     async def cancel(self, why: str = "Cancelled") -> RecoveryRecord:
@@ -354,13 +354,17 @@ class Recovery:
         """Markdown for the run's artifact."""
         return reporting.markdown(self)
 
-    async def _asked_last(self, ranking: Ranking) -> Ranking:
+    async def _asked_last(self, ranking: Ranking) -> Callable[[Ranking], Ranking]:
         """What can be done without a person is tried before one is waited for, unless the runbook fixes the order."""
         if ranking.order == "fixed":
-            return ranking
+            return lambda ranking: ranking
         levels = await self.guard.levels([choice.step for choice in ranking.tried])
-        tried = sorted(ranking.tried, key=lambda choice: levels[choice.strategy] is Trust.APPROVE)
-        return replace(ranking, tried=tried)
+
+        def arrange(ranking: Ranking) -> Ranking:
+            tried = sorted(ranking.tried, key=lambda choice: levels[choice.strategy] is Trust.APPROVE)
+            return replace(ranking, tried=tried)
+
+        return arrange
 
     async def _withhold(self, ranking: Ranking, why: str, told: bool) -> Ranking:
         """Nothing is tried: every step is refused, for the same reason."""

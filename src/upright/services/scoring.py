@@ -6,7 +6,7 @@ For independent attempts one after another, descending success rate per cost has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
@@ -21,7 +21,7 @@ from upright.services.learning.learned import Learned
 from upright.services.learning.policy import Decision, as_written
 from upright.services.strategies import STRATEGIES, Fleet, Strategy
 
-__all__ = ["Choice", "Prior", "Ranking", "built_in_priors", "rank", "reason"]
+__all__ = ["Choice", "Prior", "Ranking", "arranged", "built_in_priors", "rank", "reason"]
 
 
 def built_in_priors() -> dict[str, Prior]:
@@ -129,6 +129,30 @@ def rank(
         "source": learned.source,
     }
     return Ranking(tried, skipped, runbook.order, learning)
+
+
+def arranged(ranking: Ranking, arrange: Callable[[Ranking], Ranking]) -> Ranking:
+    """Rearranged for reasons that scoring does not know of, with the probability of what has come of it: where the
+    first two would have ended up in this order either way, chance has decided nothing."""
+    found = arrange(ranking)
+    order = _names(found)
+    possible = [_names(ranking)]
+    if ranking.learning.get("propensity", 1.0) != 1.0:
+        first, second, *rest = ranking.tried
+        swapped = replace(ranking, tried=[second, first, *rest])
+        possible.append(_names(swapped))
+        if _names(arrange(swapped)) == order:
+            found = replace(
+                found,
+                tried=[replace(one, propensity=1.0) for one in found.tried],
+                skipped=[replace(one, propensity=1.0) for one in found.skipped],
+                learning={**found.learning, "propensity": 1.0, "explored": False},
+            )
+    return found if order in possible else replace(found, learning={**found.learning, "arranged": True})
+
+
+def _names(ranking: Ranking) -> list[str]:
+    return [one.strategy for one in ranking.tried]
 
 
 def _weighed(choice: Choice, estimate: Estimate, decision: Decision) -> Choice:

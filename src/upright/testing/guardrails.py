@@ -79,11 +79,11 @@ class InMemoryGuards:
                 return one
         rules = guardrails.repeated_failures
         ended = self._ended(service, fingerprint)
-        reason = repeated_failures(rules, [one.status is not Status.RECOVERED for one in ended])
+        reason = repeated_failures(rules, [_failed(one) for one in ended])
         key, seconds = fingerprint, rules.hold_s
         if reason is None:
             ended = self._ended(service, "")
-            reason = failing_service(guardrails.failing_service, [one.status is not Status.RECOVERED for one in ended])
+            reason = failing_service(guardrails.failing_service, [_failed(one) for one in ended])
             key, seconds = "", guardrails.failing_service.hold_s
         if reason is None:
             return None
@@ -139,6 +139,9 @@ class InMemoryGuards:
                 withdrawn += len(held)
                 held.clear()
                 self.versions[of_tenant, of_service] += 1
+        for key, (scaling, _) in self.added.items():
+            if tenant in (EVERY, scaling.tenant) and service in (EVERY, scaling.service):
+                self.added[key] = scaling, 0.0
         return withdrawn
 
     async def start(self, tenant: str, service: str, *, origin: Origin, by: str, why: str) -> int:
@@ -165,7 +168,8 @@ class InMemoryGuards:
             for one in self.records.values()
             if one.runbook == runbook
             for action in one.actions
-            if action.strategy == strategy and action.verdict in (Verdict.RECOVERED, Verdict.NOT_RECOVERED)
+            if action.strategy == strategy
+            and action.verdict in (Verdict.RECOVERED, Verdict.NOT_RECOVERED, Verdict.RELAPSED)
         ][-window:]
         successes = verdicts.count(Verdict.RECOVERED)
         return Record(successes, len(verdicts) - successes)
@@ -224,3 +228,8 @@ class InMemoryGuards:
             found = replace(found, status=status, decided_by=by, via=via, why=why)
             self.asked[approval_id] = found
         return found
+
+
+def _failed(record: RecoveryRecord) -> bool:
+    helped = any(one.verdict is Verdict.RECOVERED for one in record.actions)
+    return not (record.status is Status.RECOVERED or (record.status is Status.RELAPSED and helped))

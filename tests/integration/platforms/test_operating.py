@@ -11,20 +11,22 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
 
 from upright.adapters import platforms, runbook_files
 from upright.adapters.platforms.reverts import Reverts
 from upright.adapters.store import PostgresStore
 from upright.config import Settings
+from upright.domain.check import Check
 from upright.domain.directive import AlertSettings, Command, CommandResult, SyncRequest
 from upright.domain.event import Event
+from upright.domain.guardrails import Guardrails
 from upright.domain.runbook import Runbook
 from upright.domain.severity import Severity
 from upright.domain.verdict import Evidence, Status, Verdict
 from upright.services.book import Book
 from upright.services.dependencies import Dependencies
-from upright.services.ports import ActionRecord
+from upright.services.guardrails.ports import Occupant
+from upright.services.ports import ActionRecord, Prober
 from upright.services.recovery import Recovery
 from upright.testing.events import error_event
 from upright.testing.intake import Replica, eventually
@@ -44,6 +46,9 @@ class Surroundings:
         self.replica, self.store = replica, replica.store
         self.project, self.dispatch = project, dispatch or ScriptedDispatch()
         self.runner = f"runner-{uuid4().hex}"
+        self.guardrails = Guardrails()
+        self.prober: Prober | None = None
+        self.checks: list[dict[str, Any]] = []
 
     def configure(self, *shops: Shop, **changes: Any) -> None:
         lines = ["services:", "  django:", "    platform: gunicorn", "    max_processes: 4", "    replicas:"]
@@ -66,11 +71,12 @@ class Surroundings:
 
     async def begin(self, event: Event, strategy: str, *, ttl_s: float = 900, **parameters: Any) -> Recovery:
         step = {"strategy": strategy, "parameters": parameters, "timeout_s": 30, "ttl_s": ttl_s}
-        runbook = Runbook.model_validate({"name": "one-step", "steps": [step]})
-        book = Book({"one-step": runbook}, runbook_files.load(PROJECT).severities)
+        runbook = Runbook.model_validate({"name": "one-step", "steps": [step], "verification": {"checks": self.checks}})
+        book = Book({"one-step": runbook}, runbook_files.load(PROJECT).severities, guardrails=self.guardrails)
         dependencies = Dependencies(
-            self.store, self.dispatch, book, Settings(), self.runner, platforms=platforms.load(self.project)
-        )
+            self.store, self.dispatch, book, Settings(), self.runner, prober=self.prober,
+            platforms=platforms.load(self.project),
+        )  # fmt: skip
         await self.store.accept(
             "default",
             str(uuid4()),
@@ -127,10 +133,9 @@ async def test_workers_are_added_under_load_and_taken_away_when_that_is_over(
     finally:
         task.cancel()
     assert len(shop.workers()) == 2
-    trail = await surroundings.replica.database.run(
-        lambda tx: tx.row(text("SELECT before, after FROM upright.audit WHERE what = 'scaling.reverted'"))
-    )
-    assert trail is not None
+    audit = {one["what"]: one for one in await surroundings.store.audit(since_s=120, service="django")}
+    assert "scaling.put" in audit
+    trail: Any = audit["scaling.reverted"]
     assert trail["before"]["processes"] == 3
     assert trail["after"] == {"processes": 2}
 
@@ -240,6 +245,25 @@ async def test_hung_workers_are_replaced_and_the_health_address_is_the_evidence(
     assert not set(old) & set(shop.workers())
 
 
+async def test_what_only_a_check_of_the_runbook_sees_is_reason_enough_to_restart(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    old = shop.workers()
+
+    class Stuck:
+        """A queue that the old workers hold up."""
+
+        async def probe(self, check: Check) -> Evidence:
+            return Evidence(kind="tcp", outcome="failed" if set(old) & set(shop.workers()) else "passed")
+
+    surroundings.prober = Stuck()
+    surroundings.checks = [{"kind": "tcp", "host": "queue", "port": 1}]
+    action = await surroundings.recover(later_than(shop, TIMEOUT), "service_restart")
+    assert action.verdict is Verdict.RECOVERED, action.reason
+    assert not set(old) & set(shop.workers())
+
+
 async def test_only_the_replica_that_fails_is_restarted(surroundings: Surroundings, start: Callable[..., Shop]) -> None:
     well, ill = start("well"), start("ill")
     surroundings.configure(well, ill)
@@ -266,15 +290,27 @@ async def test_replicas_are_restarted_one_after_the_other_up_to_the_first_that_f
     assert second.workers() == kept
 
 
-async def test_two_recoveries_do_not_restart_a_service_at_the_same_time(surroundings: Surroundings, shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("guardrails", "verdict", "reason"),
+    [
+        (Guardrails(), Verdict.REFUSED, "1 of 1 service_restart actions in django at the same time"),
+        # The lock holds where limits were lifted, and between restarting and scaling.
+        (Guardrails(strategies={}), Verdict.SKIPPED, "another recovery is scaling or restarting"),
+    ],
+    ids=["limited", "unlimited"],
+)
+async def test_two_recoveries_do_not_restart_a_service_at_the_same_time(
+    surroundings: Surroundings, shop: Shop, guardrails: Guardrails, verdict: Verdict, reason: str
+) -> None:
+    surroundings.guardrails = guardrails
     surroundings.configure(shop)
     shop.hang(*shop.workers())
     one, other = await asyncio.gather(
         surroundings.recover(later_than(shop, TIMEOUT), "service_restart"),
         surroundings.recover(later_than(shop, MEMORY), "service_restart"),
     )
-    # The guardrail's place is asked for first, then the service's lock.
-    assert {one.verdict, other.verdict} in ({Verdict.RECOVERED, Verdict.REFUSED}, {Verdict.RECOVERED, Verdict.SKIPPED})
+    assert {one.verdict, other.verdict} == {Verdict.RECOVERED, verdict}
+    assert reason in one.reason + other.reason
 
 
 async def test_a_restart_keeps_what_was_added_for_a_time(
@@ -354,3 +390,73 @@ async def test_workers_that_could_not_be_taken_away_at_once_are_later(surroundin
         await eventually(reverted, 40)
     finally:
         task.cancel()
+
+
+# Stopping
+
+
+async def stop(surroundings: Surroundings) -> None:
+    await surroundings.store.stop("default", "django", origin="operator", by="ann", why="deploy")
+
+
+async def test_what_was_added_is_taken_away_when_recovery_is_stopped(
+    surroundings: Surroundings, shop: Shop, busy: list[socket.socket]
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    assert (await surroundings.recover(error_event(TIMEOUT, waits=False), "resource_scale")).verdict is (
+        Verdict.RECOVERED
+    )
+    assert len(shop.workers()) == 3
+    for one in busy:
+        one.close()
+    await stop(surroundings)
+    reverts = asyncio.create_task(Reverts(surroundings.store, platforms.load(surroundings.project), "another").run())
+    try:
+
+        async def reverted() -> bool:
+            return not await surroundings.store.scalings("default", "django")
+
+        await eventually(reverted, 40)
+    finally:
+        reverts.cancel()
+    assert len(shop.workers()) == 2
+
+
+@pytest.mark.parametrize("strategy", ["resource_scale", "service_restart"])
+async def test_a_stop_while_it_looks_at_the_service_leaves_it_alone(
+    surroundings: Surroundings, shop: Shop, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+    shop.hang(*shop.workers())
+    old, admit = shop.workers(), surroundings.store.admit
+
+    async def admitted(action: Occupant) -> str | None:
+        answer = await admit(action)
+        await stop(surroundings)
+        return answer
+
+    monkeypatch.setattr(surroundings.store, "admit", admitted)
+    action = await surroundings.recover(later_than(shop, TIMEOUT), strategy)
+    assert (action.verdict, action.reason) == (Verdict.REFUSED, "recovery is stopped for django by ann: deploy")
+    assert shop.workers() == old
+    assert not await surroundings.store.scalings("default", "django")
+
+
+async def test_a_stop_before_workers_that_were_added_are_judged_takes_them_away_and_claims_nothing(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    await surroundings.connect()
+
+    async def waiter(command: Command) -> CommandResult:
+        await stop(surroundings)
+        return CommandResult(command_id=command.id, status="done", evidence=Evidence(kind="replay", outcome="passed"))
+
+    surroundings.dispatch.waiter = waiter
+    action = await surroundings.recover(error_event(TIMEOUT), "resource_scale")
+    assert action.verdict is Verdict.UNKNOWN
+    assert "recovery was stopped meanwhile" in action.reason
+    assert len(shop.workers()) == 2
+    assert not await surroundings.store.scalings("default", "django")

@@ -59,7 +59,11 @@ class AIErrorRecoveryMiddleware:
         request.__dict__["_upright_began"] = time.monotonic()
         if actuators.needs_requests():
             _guarded(actuators.prepare_thread)
-        response: Any = self._through_gate(request) if gate.active() else self.get_response(request)
+        passage = gate.enter(request) if gate.active() else None
+        if passage is not None and passage.response is not None:
+            # Not the route's own answer: it says nothing of how that fares.
+            return passage.response
+        response: Any = self.get_response(request) if passage is None else self._through_gate(request, passage)
         if route_outcomes.watching():
             _guarded(route_outcomes.succeeded, request)
         if route_watch.watching():
@@ -90,10 +94,7 @@ class AIErrorRecoveryMiddleware:
             _watch_stream(request, response)
         return response
 
-    def _through_gate(self, request: HttpRequest) -> Any:
-        passage = gate.enter(request)
-        if passage.response is not None:
-            return passage.response
+    def _through_gate(self, request: HttpRequest, passage: gate.Passage) -> Any:
         request.__dict__[gate.MARK] = passage
         try:
             response = self.get_response(request)

@@ -12,7 +12,8 @@ from uuid import NAMESPACE_URL, uuid5
 from upright.domain.event import ErrorDetail, Event
 from upright.domain.fingerprint import fingerprint
 from upright.domain.verdict import Evidence
-from upright.services.ports import ErrorStore, HealthWatch, Launcher, PlatformStore
+from upright.services.dependencies import Store
+from upright.services.ports import HealthWatch, Launcher, PlatformStore
 from upright.services.routing import Router
 from upright.services.running import RunningService
 
@@ -25,7 +26,7 @@ PATIENCE = 3
 class Watch:
     def __init__(
         self,
-        store: ErrorStore,
+        store: Store,
         watches: PlatformStore,
         router: Router,
         launcher: Launcher,
@@ -67,6 +68,8 @@ class Watch:
         # The same outage makes the same delivery, should this runner die before it has noted that it was sent.
         since = watch.failing_since or datetime.now(UTC)
         delivery_id = f"health:{service.name}:{since.isoformat()}:{watch.reports}"
+        # It fails with all that is in force now: none of that can be what is to end it.
+        version, _ = await self._store.desired(service.tenant, service.name)
         details = "; ".join(f"{name}: {one.detail}" for name, one in failed.items())
         event = Event(
             error_id=uuid5(NAMESPACE_URL, f"{service.tenant}:{delivery_id}"),
@@ -74,6 +77,7 @@ class Watch:
             environment=service.rules.environment,
             occurred_at=datetime.now(UTC),
             origin="health",
+            desired_version=version,
             error=ErrorDetail(
                 type="ServiceUnavailableError",
                 message=f"The health address of {service.name} fails: {details}"[:4000],
@@ -92,6 +96,7 @@ class Watch:
             severity=routing.severity,
             cooldown_s=routing.cooldown_s,
             queued=True,
+            relapse_window_s=routing.relapse_window_s,
         )
         log.warning("%s is down (%s): error %s", service.name, details, accepted.error_id)
         if accepted.role == "opened" and accepted.recovery is not None:

@@ -188,6 +188,7 @@ class Directives:
             await audit.add(
                 tx,
                 tenant=row["tenant"],
+                service=row["service"],
                 who="service",
                 what="directive.widened",
                 subject=directive_id,

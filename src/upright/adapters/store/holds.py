@@ -22,9 +22,12 @@ _ACTIVE = text("""
 
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtext('upright.hold ' || :tenant || ' ' || :service))")
 
-# How the recoveries that acted have ended since they were last held or reset, the latest first.
+# How the recoveries that acted have ended since they were last held or reset, the latest first. One that relapsed has
+# failed where that counts against its action: a retry that is needed again, or a change that expired, did help.
 _ENDED = text("""
-    SELECT r.id, r.status <> 'recovered' AS failed, r.finished_at,
+    SELECT r.id, r.finished_at,
+           NOT (r.status = 'recovered' OR r.status = 'relapsed' AND EXISTS (
+               SELECT FROM upright.action a WHERE a.recovery_id = r.id AND a.verdict = 'recovered')) AS failed,
            r.finished_at + make_interval(secs => :hold_s) AS until,
            r.finished_at + make_interval(secs => :hold_s) > clock_timestamp() AS due
     FROM upright.recovery r

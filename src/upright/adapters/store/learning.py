@@ -13,20 +13,23 @@ from upright.domain.message import Json
 from upright.services.learning.episode import episode_of
 from upright.services.learning.ports import RELAPSE_S, ModelVersion, Outcome, Use, Uses
 
-# A relapse: an operation of the same incident that began after the end and failed while the change was to hold.
+# Where a relapse was marked, the action's verdict says what it counts for. Another one is an operation of the same
+# incident that failed while the change was to hold, though nobody watches for relapses; what joined the recovery began
+# in a process that did not hold the change yet.
 _OUTCOMES = text(f"""
     SELECT * FROM (
         SELECT r.tenant, r.finished_at, r.explanation, {rows.ACTIONS},
-               EXISTS (
+               r.status = 'recovered' AND EXISTS (
                    SELECT 1 FROM upright.error e
-                   WHERE e.incident_id = r.incident_id AND e.began_at > r.finished_at AND e.began_at < LEAST(
+                   WHERE e.incident_id = r.incident_id AND e.recovery_id IS DISTINCT FROM r.id
+                     AND e.began_at > r.finished_at AND e.began_at < LEAST(
                        r.finished_at + make_interval(secs => :relapse_s),
                        COALESCE((SELECT min(d.expires_at) FROM upright.directive d
                                  WHERE d.recovery_id = r.id AND d.scope = 'process' AND d.withdrawn_at IS NULL),
                                 'infinity'))
                ) AS relapsed
         FROM upright.recovery r
-        WHERE r.status IN ('recovered', 'not_recovered', 'unknown') AND r.explanation ? 'learning'
+        WHERE r.status IN ('recovered', 'not_recovered', 'unknown', 'relapsed') AND r.explanation ? 'learning'
           AND r.finished_at > COALESCE(CAST(:since AS timestamptz), '-infinity')
         ORDER BY r.finished_at DESC, r.id LIMIT :limit) latest
     ORDER BY finished_at""")  # noqa: S608  # constants only

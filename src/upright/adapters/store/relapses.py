@@ -70,8 +70,9 @@ async def mark(tx: Transaction, latest: Row, error_id: UUID) -> UUID | None:
         await tx.run(_COUNT_AGAINST, id=recovery_id, why=why, retry=RETRY)
     await tx.run(_TELL_AGAIN, id=recovery_id)
     await audit.add(
-        tx, tenant=marked["tenant"], who="service", what="recovery.relapsed", subject=recovery_id, why=why,
-        before={"status": "recovered"}, after={"status": "relapsed", "error_id": str(error_id)},
+        tx, tenant=marked["tenant"], service=marked["service"], who="service", what="recovery.relapsed",
+        subject=recovery_id, why=why, before={"status": "recovered"},
+        after={"status": "relapsed", "error_id": str(error_id)},
     )  # fmt: skip
     tx.announce(topics.of_service(marked["tenant"], marked["service"]))
     return recovery_id

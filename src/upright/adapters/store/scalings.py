@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import text
 
-from upright.adapters.store import audit
+from upright.adapters.store import audit, switches
 from upright.adapters.store.database import Database, Row, Transaction
 from upright.domain.message import Json
 from upright.errors import StaleEpoch
@@ -60,6 +60,8 @@ class Scalings:
         async def work(tx: Transaction) -> None:
             if await tx.row(_FENCE, recovery_id=scaling.recovery_id, epoch=epoch) is None:
                 raise StaleEpoch
+            if ttl_s > 0:
+                await switches.pass_by(tx, scaling.tenant, scaling.service)
             await tx.run(
                 _PUT,
                 **_place(scaling),
@@ -71,6 +73,7 @@ class Scalings:
             await audit.add(
                 tx,
                 tenant=scaling.tenant,
+                service=scaling.service,
                 who="service",
                 what="scaling.put",
                 subject=scaling.recovery_id,
@@ -90,6 +93,7 @@ class Scalings:
                 await audit.add(
                     tx,
                     tenant=scaling.tenant,
+                    service=scaling.service,
                     who="service",
                     what="scaling.reverted",
                     subject=scaling.recovery_id,

@@ -47,6 +47,11 @@ _EXPIRE = text(f"""
     UPDATE upright.command SET status = 'expired', finished_at = clock_timestamp()
     WHERE {_IN_FORCE} AND status = 'waiting' AND kind IN ('apply', 'retry')""")  # noqa: S608  # constants only
 
+# Whoever watches for scalings that are over takes them back, once their recovery has ended.
+_SCALE_BACK = text(f"""
+    UPDATE upright.scaling SET expires_at = clock_timestamp()
+    WHERE {_IN_FORCE} AND expires_at > clock_timestamp()""")  # noqa: S608  # constants only
+
 _GROW = text(f"""
     UPDATE upright.service_version SET version = version + 1 WHERE {_IN_FORCE}
     RETURNING tenant, service""")  # noqa: S608  # constants only
@@ -79,7 +84,8 @@ class Switches:
             await tx.run(_STOP, **where, origin=origin, by=by, why=why)
             await tx.run(_EXPIRE, **where)
             withdrawn = await tx.rows(_WITHDRAW, **where)
-            await _audit(tx, "switch.stopped", where, origin, by, why, directives=len(withdrawn))
+            scaled = await tx.run(_SCALE_BACK, **where)
+            await _audit(tx, "switch.stopped", where, origin, by, why, directives=len(withdrawn), scalings=scaled)
             for row in withdrawn:
                 await audit.add(
                     tx,

@@ -30,7 +30,7 @@ _SINCE = """
 _OUTCOMES = text(f"""
     SELECT count(*) FILTER (WHERE success) AS successes, count(*) FILTER (WHERE NOT success) AS failures
     FROM (
-        SELECT a.verdict = 'recovered' AND r.status <> 'relapsed' AS success
+        SELECT a.verdict = 'recovered' AS success
         FROM upright.action a JOIN upright.recovery r ON r.id = a.recovery_id
         WHERE a.strategy = :strategy AND r.runbook = :runbook
           AND a.verdict IN ('recovered', 'not_recovered', 'relapsed') AND a.recorded_at > {_SINCE}

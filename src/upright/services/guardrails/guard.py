@@ -128,14 +128,14 @@ class Guard:
     async def learn(self, actions: Iterable[ActionRecord]) -> None:
         """After the end: begin holds that are due, and take trust from what keeps failing. What can't be noted now is
         noted by the next recovery."""
-        failed = [one for one in actions if one.verdict is Verdict.NOT_RECOVERED]
+        failed = {one.strategy for one in actions if one.verdict in (Verdict.NOT_RECOVERED, Verdict.RELAPSED)}
         with contextlib.suppress(Unavailable):
             hold = await self._store.hold(
                 self._recovery.tenant, self._recovery.service, self._recovery.fingerprint, self._guardrails
             )
             if hold is not None and hold.recovery_id == self._recovery.id:
                 self.begun.append(hold)
-            await asyncio.gather(*(self._demote(one.strategy) for one in failed))
+            await asyncio.gather(*(self._demote(one) for one in failed))
 
     async def _demote(self, strategy: str) -> None:
         rules, name = self._guardrails.trust, self._runbook.name

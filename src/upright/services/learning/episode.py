@@ -85,8 +85,12 @@ def episode_of(
         candidates=tuple(as_list(learning.get("candidates"), default="")),
         attempts=tuple(attempts),
         propensity=as_number(learning.get("propensity")) or 1.0,
-        # What the policy did not choose, or a resumed run did in two parts, says nothing of the policy.
-        complete=complete and explanation.get("order") == "scored" and not learning.get("resumed"),
+        # What the policy did not choose (the runbook, a relapse or a lack of trust did), or a resumed run did in two
+        # parts, says nothing of the policy.
+        complete=complete
+        and explanation.get("order") == "scored"
+        and not learning.get("resumed")
+        and not learning.get("arranged"),
         at=finished_at.timestamp(),
         predicted={name: rate for name, rate in predicted.items() if rate is not None},
         source=str(learning.get("source", "")),

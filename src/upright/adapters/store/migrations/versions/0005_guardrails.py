@@ -1,7 +1,7 @@
 """Guardrails: permits, holds, switches, trust, approvals; the audit's service.
 
-Revision ID: 0003
-Revises: 0002
+Revision ID: 0005
+Revises: 0004
 """
 
 from __future__ import annotations
