@@ -54,7 +54,10 @@ def _tell(number: int, of: int, outcome: Outcome) -> None:
     mark = "ok  " if outcome.as_expected else "FAIL"
     after = f" after {outcome.repair_ms:.0f} ms" if outcome.repair_ms is not None else ""
     by = f" by {outcome.strategy}" if outcome.strategy else ""
-    print(f"{number:2}/{of} {mark} {outcome.fault.name}: {outcome.verdict}{by}{after} ({outcome.took_s:.0f} s)", flush=True)
+    print(
+        f"{number:2}/{of} {mark} {outcome.fault.name}: {outcome.verdict}{by}{after} ({outcome.took_s:.0f} s)",
+        flush=True,
+    )
     if not outcome.as_expected:
         for text in (*outcome.problems, *outcome.left, *(["WRONG VERDICT"] if outcome.wrong else []), outcome.reason):
             print(f"          {text}", flush=True)

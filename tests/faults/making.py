@@ -494,7 +494,38 @@ def bad_state_in_memory(stage: Stage) -> Iterator[Scene]:
         yield Scene(stage, "/ward/", app=app, control=control, looks=6, patience_s=60)
 
 
+@fault
+def supervised_process_is_deadlocked(stage: Stage) -> Iterator[Scene]:
+    def look(who: Application) -> bool:
+        return stage.ask(who, "/", timeout=2).status == 200
+
+    with stage.desk() as (app, control):
+        for who in (app, control):
+            stage.ask(who, "/deadlock", timeout=0.5)
+        yield Scene(stage, "/", app=app, control=control, asks=False, look=look, looks=3, patience_s=60)
+
+
 # What nothing here can repair
+
+
+@fault
+def deploy_that_does_not_load(stage: Stage) -> Iterator[Scene]:
+    """The workers hang, and the code that new ones would load can't be imported."""
+    with stage.beside("deploy") as (app, control):
+        for who in (app, control):
+            (stage.place / who.who / "broken").touch()
+            who.hang()
+        yield Scene(
+            stage, "/healthz", app=app, control=control, asks=False, look=_healthy(stage), looks=2, patience_s=30
+        )
+
+
+@fault
+def spool_disk_is_full(stage: Stage) -> Iterator[Scene]:
+    """The peer would be well the second time, and where errors are kept until they are told nothing can be written."""
+    with stage.beside("spool", full=True) as (app, control):
+        stage.peers.arm("reset-spool", 2, app.who, control.who)
+        yield Scene(stage, "/flaky/reset-spool/", app=app, control=control)
 
 
 @fault

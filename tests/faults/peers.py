@@ -1,4 +1,4 @@
-"""What the patient calls, each break of it counted by who calls: the patient's and the control's faults are the same."""
+"""What the patient calls. Breaks are counted by who calls: the patient and the control meet the same faults."""
 
 from __future__ import annotations
 
@@ -201,9 +201,7 @@ def _self_signed(place: Path) -> tuple[Path, Path]:
     certificate, private = place / "certificate.pem", place / "key.pem"
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate, private
 

@@ -109,9 +109,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
 def _expected(one: dict[str, Any]) -> bool:
     verdict = one["actual"]["verdict"] in one["expected"]["verdict"].split(" or ")
     strategy = not one["repairable"] or one["actual"]["strategy"] == one["expected"]["strategy"]
-    return (
-        verdict and strategy and not one["wrong_verdict"] and not one["side_effects_left"] and not one["problems"]
-    )
+    return verdict and strategy and not one["wrong_verdict"] and not one["side_effects_left"] and not one["problems"]
 
 
 def _quantile(times: Sequence[float], share: float) -> int | None:

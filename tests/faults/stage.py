@@ -1,7 +1,7 @@
 """The stack that is broken: a whole service, the patient, and beside it the control, which has recovery switched off.
 
-Everything is real: PostgreSQL, two Redis servers, gunicorn with two workers of eight threads, Celery workers, peers. The
-control is the same application under the same faults; what it shows is what happens without recovery.
+Everything is real: PostgreSQL, two Redis servers, gunicorn with two workers of eight threads, Celery workers, peers.
+The control is the same application under the same faults; what it shows is what happens without recovery.
 """
 
 from __future__ import annotations
@@ -35,6 +35,27 @@ HERE = Path(__file__).parent
 PATIENT = HERE / "patient"
 HEALTH = "{interval_s: 0.5, timeout_s: 1, failures: 2}"
 NEVER = "{interval_s: 600, timeout_s: 1, failures: 100}"
+SUPERVISOR = """
+[supervisord]
+nodaemon=true
+logfile={place}/supervisord.log
+pidfile={place}/supervisord.pid
+childlogdir={place}
+user={user}
+
+[unix_http_server]
+file={socket}
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[program:desk]
+command={command}
+process_name=%(program_name)s_%(process_num)02d
+numprocs=1
+startsecs=1
+startretries=0
+"""
 Found = TypeVar("Found")
 
 
@@ -172,7 +193,7 @@ class Stage:
 
     def application(
         self, service: str, *, who: str = "", enabled: bool, workers: int = 2, threads: int = 8, kind: str = "gthread",
-        port: int = 0, name: str = "",
+        port: int = 0, name: str = "", full: bool = False,
     ) -> Application:  # fmt: skip
         assert self.service is not None
         who = who or (service if enabled else f"{service}-control")
@@ -200,6 +221,7 @@ class Stage:
             "PATIENT_PEER_URL": self.peers.url,
             "PATIENT_ALTERNATIVE_URL": self.alternative.url,
             "PATIENT_OWN_URL": f"http://127.0.0.1:{port}",
+            "PATIENT_FULL": "1" if full else "",
         }
         command = [
             *(sys.executable, "-m", "gunicorn", "--workers", str(workers), "--bind", f"127.0.0.1:{port}"),
@@ -225,6 +247,35 @@ class Stage:
         finally:
             own.stop()
             control.stop()
+
+    @contextlib.contextmanager
+    def desk(self) -> Iterator[tuple[Application, Application]]:
+        """A service that supervisord runs, which is no Django application; its control is run by nobody."""
+        pair: list[Application] = []
+        member = [sys.executable, str(PATIENT / "desk.py")]
+        for who, port in (("desk", self.port("desk")), ("desk-control", free_port())):
+            command = [*member, str(port)]
+            if who == "desk":
+                configuration = self.place / "supervisord.conf"
+                configuration.write_text(
+                    SUPERVISOR.format(
+                        place=self.place, socket=self.supervisor_socket, user=os.geteuid(), command=" ".join(command)
+                    )
+                )
+                command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)]
+            log = self.place / f"{who}.log"
+            pair.append(Application("desk", who, port, log, log, dict(os.environ), command, 1))
+        own, control = pair
+        try:
+            for one in pair:
+                one.start()
+            for one in pair:
+                eventually(lambda one=one: self.ask(one, "/", timeout=2).status == 200)
+            eventually(lambda: self._watch_is_well("desk"), 30)
+            yield own, control
+        finally:
+            for one in pair:
+                one.stop()
 
     def await_up(self, one: Application) -> None:
         def up() -> bool:
@@ -376,9 +427,7 @@ class Stage:
         )
 
     def actions(self, recovery: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return self.of_service(
-            "SELECT * FROM upright.action WHERE recovery_id = %s ORDER BY position", recovery["id"]
-        )
+        return self.of_service("SELECT * FROM upright.action WHERE recovery_id = %s ORDER BY position", recovery["id"])
 
     # End
 

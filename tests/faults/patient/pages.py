@@ -137,7 +137,6 @@ def book(request: HttpRequest) -> JsonResponse:
     return done(answer=peer("overloaded-route"))
 
 
-
 def tls(request: HttpRequest, port: int) -> JsonResponse:
     return done(answer=session.get(f"https://127.0.0.1:{port}/ok", timeout=2).text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,11 @@ SERVICE = os.environ["PATIENT_SERVICE"]
 UPRIGHT_ENABLED = os.environ["PATIENT_ENABLED"] == "1"
 WHO = os.environ["PATIENT_WHO"]
 """Tells the peers apart who calls, and keys and connections of one instance from another's."""
+if Path(os.environ["PATIENT_DIR"], "broken").exists():
+    raise ImportError("No module named 'basket'")
+if os.environ.get("PATIENT_FULL"):
+    # No file can grow: what a full disk does to a process.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 SECRET_KEY = "only-for-tests"
 ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "pages"
