@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from upright.cli.signals import interruptible
+
 from .catalogue import catalogue
 from .report import publish, summary
 from .stage import Stage
@@ -26,7 +28,10 @@ def main() -> int:
         parser.error(f"no such fault: {', '.join(unknown)}")
     chosen = [one for one in faults if not wanted.names or one.name in wanted.names]
     began, outcomes = time.monotonic(), list[Outcome]()
-    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as scratch:
+    with (
+        interruptible(),
+        tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as scratch,
+    ):
         place = wanted.keep or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         stage = Stage(place.absolute())

@@ -35,6 +35,8 @@ HERE = Path(__file__).parent
 PATIENT = HERE / "patient"
 HEALTH = "{interval_s: 0.5, timeout_s: 1, failures: 2}"
 NEVER = "{interval_s: 600, timeout_s: 1, failures: 100}"
+NO_REUSE = httpx.Limits(max_connections=200, max_keepalive_connections=0)
+"""A connection that is kept leads to the same worker each time."""
 SUPERVISOR = """
 [supervisord]
 nodaemon=true
@@ -151,7 +153,7 @@ class Stage:
         self.postgres = EmbeddedPostgres(place / "db", port=free_port(), max_connections=60, durable=False)
         self.redis = EmbeddedRedis(place / "cache")
         self.broker = EmbeddedRedis(place / "broker")
-        self.http = httpx.Client(timeout=25, trust_env=False, limits=httpx.Limits(max_connections=200))
+        self.http = httpx.Client(timeout=25, trust_env=False, limits=NO_REUSE)
         self.supervisor_socket = place / "s"
         self.service: RunningService | None = None
         self._sides: dict[str, Application] = {}
