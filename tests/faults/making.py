@@ -373,21 +373,21 @@ def backlog_that_two_workers_share(stage: Stage) -> Iterator[Scene]:
 
 @fault
 def view_of_three_seats(stage: Stage) -> Iterator[Scene]:
-    scene = Scene(stage, "/busy/", asks=False, looks=10, patience_s=25)
+    scene = Scene(stage, "/busy/", asks=False, looks=10, patience_s=25, grace_s=2)
     with traffic(scene, 14, 0.05):
         yield scene
 
 
 @fault
 def all_licences_in_use(stage: Stage) -> Iterator[Scene]:
-    scene = Scene(stage, "/licence/", asks=False, looks=10, patience_s=25)
+    scene = Scene(stage, "/licence/", asks=False, looks=10, patience_s=25, grace_s=2)
     with traffic(scene, 14, 0.05):
         yield scene
 
 
 @fault
 def flood_of_logins_by_one_client(stage: Stage) -> Iterator[Scene]:
-    scene = Scene(stage, "/login/", asks=False, looks=6, patience_s=25)
+    scene = Scene(stage, "/login/", asks=False, looks=6, patience_s=25, grace_s=2)
     over = threading.Event()
 
     def flood(who: Application) -> None:
@@ -401,7 +401,7 @@ def flood_of_logins_by_one_client(stage: Stage) -> Iterator[Scene]:
     floods = [
         threading.Thread(target=flood, args=(who,), daemon=True)
         for who in (scene.patient, scene.other)
-        for _ in range(6)
+        for _ in range(16)
     ]
     for one in floods:
         one.start()

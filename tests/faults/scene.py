@@ -32,6 +32,8 @@ class Scene:
     curable: bool = True
     """Whether the page works again once the fault is ended."""
     timeout_s: float = 25
+    grace_s: float = 0
+    """What the other processes, and callers that waited and now repeat their own requests, get before it is looked."""
 
     @property
     def patient(self) -> Application:

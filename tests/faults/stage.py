@@ -237,7 +237,7 @@ class Stage:
     def beside(self, service: str, **how: Any) -> Iterator[tuple[Application, Application]]:
         """Another service and its control, for faults that would break the stack for the others."""
         own = self.application(service, enabled=True, **how)
-        control = self.application(service, enabled=False, **{**how, "name": ""})
+        control = self.application(service, enabled=False, **{**how, "name": f"{how.get('name', service)}-control"})
         try:
             for one in (own, control):
                 one.start()
@@ -320,7 +320,7 @@ class Stage:
         lines += gunicorn("solo", 3, NEVER, url=False)
         lines += gunicorn("pinned", 6, NEVER)
         lines += gunicorn("heap", 2, NEVER)
-        lines += gunicorn("alike", 2, NEVER, "max_memory_mb: 220")
+        lines += gunicorn("alike", 2, NEVER, "max_memory_mb: 140")
         lines += gunicorn("ward", 2, NEVER)
         lines += gunicorn("hung", 2, HEALTH)
         lines += gunicorn("deploy", 2, HEALTH)

@@ -119,6 +119,7 @@ def _meet(stage: Stage, scene: Scene, outcome: Outcome, since: Any) -> None:
         # To its own caller by the answer, to others by the service.
         incident_ms = (recovery["finished_at"] - recovery["created_at"]).total_seconds() * 1000
         outcome.repair_ms = answered_ms or (incident_ms if not scene.asks else ended_ms)
+        time.sleep(scene.grace_s)
         if not scene.works(scene.patient):
             outcome.wrong = True
     elif answered_ms is not None:
