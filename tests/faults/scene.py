@@ -32,6 +32,8 @@ class Scene:
     curable: bool = True
     """Whether the page works again once the fault is ended."""
     timeout_s: float = 25
+    saw: list[str] = field(default_factory=list[str])
+    """What it answered when it was looked last."""
     grace_s: float = 0
     """What the other processes, and callers that waited and now repeat their own requests, get before it is looked."""
 
@@ -51,8 +53,10 @@ class Scene:
         if self.look is not None:
             return all(self.look(who) for _ in range(self.looks))
         answers: list[Answer] = []
+        self.saw.clear()
         for _ in range(self.looks):
             answers.append(self.ask(who))
+            self.saw.append(f"{answers[-1].status} {answers[-1].error.get('type', '')}".strip())
             if self.looks > 1:
                 time.sleep(0.15)
         return not any(one.failed for one in answers) and any(one.status == 200 for one in answers)

@@ -64,7 +64,9 @@ def run(stage: Stage, fault: Fault) -> Outcome:
     since, scene = stage.now(), None
     try:
         with contextlib.contextmanager(MAKING[fault.name.replace("_", "-")])(stage) as scene:
-            since = stage.now()
+            if scene.app is not None:
+                # What its health address said while it started is another matter.
+                since = stage.now()
             _meet(stage, scene, outcome, since)
     except Exception as error:  # the others are still worth trying, and this one counts as unproven
         outcome.problems.append(f"{type(error).__name__}: {error}"[:300])
@@ -91,7 +93,6 @@ def _meet(stage: Stage, scene: Scene, outcome: Outcome, since: Any) -> None:
     if scene.works(scene.other):
         outcome.problems.append("with recovery off it works at the start")
     began = time.monotonic()
-    since = stage.now() if scene.asks else since
     answered_ms = None
     if scene.asks:
         for _ in range(20):
@@ -122,6 +123,7 @@ def _meet(stage: Stage, scene: Scene, outcome: Outcome, since: Any) -> None:
         time.sleep(scene.grace_s)
         if not scene.works(scene.patient):
             outcome.wrong = True
+            outcome.problems.append(f"it answered {scene.saw}")
     elif answered_ms is not None:
         outcome.wrong = True
     outcome.reason = "; ".join(f"{one['strategy']}: {one['verdict']}, {one['reason']}" for one in actions)[:1500]
