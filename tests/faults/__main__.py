@@ -11,7 +11,7 @@ from pathlib import Path
 from upright.cli.signals import interruptible
 
 from .catalogue import catalogue
-from .report import publish, summary
+from .report import merged, publish, summary
 from .stage import Stage
 from .trial import Outcome, run
 
@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="faults", description="Break it for real, and see what is repaired.")
     parser.add_argument("names", nargs="*", metavar="FAULT", help="only these")
     parser.add_argument("--keep", type=Path, help="keep logs and data in this directory")
+    parser.add_argument("--merge", action="store_true", help="put these in their places in the latest results")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     wanted = parser.parse_args()
     unknown = sorted(set(wanted.names) - {one.name for one in faults})
@@ -43,8 +44,9 @@ def main() -> int:
                 _tell(number, len(chosen), outcome)
         finally:
             stage.close()
-    found = summary(outcomes, seconds=time.monotonic() - began)
-    if not wanted.names:
+    rows, seconds = [one.row() for one in outcomes], time.monotonic() - began
+    found = merged(rows, wanted.results, seconds) if wanted.merge else summary(rows, seconds=seconds)
+    if wanted.merge or not wanted.names:
         publish(found, wanted.results)
     print(
         f"\n{found['repaired']} of {found['repairable']} repairable repaired, {found['wrong_verdicts']} wrong verdicts,"

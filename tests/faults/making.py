@@ -263,7 +263,7 @@ def dashboard_needs_four_connections(stage: Stage) -> Iterator[Scene]:
 @fault
 def burst_on_a_small_pool(stage: Stage) -> Iterator[Scene]:
     scene = Scene(stage, "/basket/", asks=False, looks=8, patience_s=20)
-    with traffic(scene, 12, 0.02):
+    with traffic(scene, 18, 0.02):
         yield scene
 
 
@@ -381,7 +381,7 @@ def view_of_three_seats(stage: Stage) -> Iterator[Scene]:
 @fault
 def all_licences_in_use(stage: Stage) -> Iterator[Scene]:
     scene = Scene(stage, "/licence/", asks=False, looks=10, patience_s=25, grace_s=2)
-    with traffic(scene, 14, 0.05):
+    with traffic(scene, 8, 0.05):
         yield scene
 
 
@@ -401,7 +401,7 @@ def flood_of_logins_by_one_client(stage: Stage) -> Iterator[Scene]:
     floods = [
         threading.Thread(target=flood, args=(who,), daemon=True)
         for who in (scene.patient, scene.other)
-        for _ in range(16)
+        for _ in range(12)
     ]
     for one in floods:
         one.start()

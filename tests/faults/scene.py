@@ -54,7 +54,8 @@ class Scene:
             return all(self.look(who) for _ in range(self.looks))
         answers: list[Answer] = []
         self.saw.clear()
-        for _ in range(self.looks):
+        # Others compete for what a throttle lets through.
+        while len(answers) < self.looks or (all(one.refused for one in answers) and len(answers) < 12 * self.looks):
             answers.append(self.ask(who))
             self.saw.append(f"{answers[-1].status} {answers[-1].error.get('type', '')}".strip())
             if self.looks > 1:
@@ -70,7 +71,9 @@ def traffic(scene: Scene, clients: int, pause_s: float, *, paths: tuple[str, ...
     def client(who: Application) -> None:
         while not over.is_set():
             for path in paths or (scene.path,):
-                scene.stage.ask(who, path, method=scene.method, headers=scene.headers)
+                answer = scene.stage.ask(who, path, method=scene.method, headers=scene.headers)
+                # As Retry-After asks.
+                over.wait(1.0 if answer.status == 429 else 0)
             over.wait(pause_s)
 
     threads = [

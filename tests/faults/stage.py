@@ -421,9 +421,10 @@ class Stage:
         return self.of_service("SELECT clock_timestamp() AS now")[0]["now"]
 
     def recoveries(self, service: str, since: Any) -> list[dict[str, Any]]:
+        # By when the error happened: what could not be told at once arrives later, while another fault is there.
         return self.of_service(
             "SELECT r.*, e.type FROM upright.recovery r JOIN upright.error e ON e.id = r.error_id"
-            " WHERE r.service = %s AND r.created_at >= %s ORDER BY r.created_at",
+            " WHERE r.service = %s AND e.occurred_at >= %s ORDER BY r.created_at",
             service,
             since,
         )
