@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROJECTS := pyproject.toml integrations/django/pyproject.toml hatch_build.py constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: help up demo test test-unit test-django test-shop test-system lint format types migrations bench learn screenshots clean
+.PHONY: help up demo test test-unit test-django test-shop test-system lint format types migrations bench learn faults test-faults screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,7 +23,7 @@ demo: $(STAMP)-shop ## Break the shop for real, see it repaired, and check that 
 
 # Three runs: the Django tests and the shop's each have settings of their own, which a process can have once.
 test: ## Run every test that needs only Python packages
-	@status=0; for part in test-unit test-django test-shop; do $(MAKE) $$part || status=1; done; exit $$status
+	@status=0; for part in test-unit test-django test-shop test-faults; do $(MAKE) $$part || status=1; done; exit $$status
 
 test-unit: $(STAMP)-shop $(STAMP)-test
 	$(PYTHON) -m pytest tests/unit tests/integration $(ARGS)
@@ -33,6 +33,9 @@ test-django: $(STAMP)-shop $(STAMP)-test
 
 test-shop: $(STAMP)-shop $(STAMP)-test
 	$(PYTHON) -m pytest examples/shop/tests $(ARGS)
+
+test-faults: $(STAMP)-shop $(STAMP)-test
+	$(PYTHON) -m pytest tests/faults $(ARGS)
 
 test-system: $(STAMP)-shop $(STAMP)-test $(STAMP)-browser ## Run the tests that need Chromium too
 	@.ci/debian-packages chromium
@@ -62,6 +65,9 @@ bench: $(STAMP)-shop $(STAMP)-test $(STAMP)-bench ## Measure each speed beside i
 
 learn: $(STAMP)-shop $(STAMP)-learn ## Show on simulated worlds how well scoring learns; writes models/results
 	$(PYTHON) -m bench.learning $(ARGS)
+
+faults: $(STAMP)-shop $(STAMP)-test $(STAMP)-learn ## Break a real stack in over sixty ways; writes tests/faults/results
+	$(PYTHON) -m tests.faults $(ARGS)
 
 clean: ## Remove what was installed and made, embedded engines' data included
 	rm -rf .venv .upright .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -391,6 +391,13 @@ def test_the_client_that_talks_to_the_slow_peer_gets_more_time(hosts: tuple[str,
     assert plan("timeout_increase", slow_peer(), new_timeout_ms=3000).values == {"timeout_ms": 3000}
 
 
+def test_of_two_clients_of_the_slow_peer_the_one_that_failed_gets_more_time() -> None:
+    both = {name: {"hosts": ["carrier.example"], "timeout_ms": 2000} for name in ("batch", "carrier")}
+    upstream = {"host": "carrier.example", "port": 443, "client": "carrier"}
+    event = error_event(("httpx.ReadTimeout",), measurements={"upstream": upstream, "http_clients": both})
+    assert plan("timeout_increase", event).target == "http:carrier"
+
+
 def test_a_peer_without_a_registered_client_is_left_alone() -> None:
     assert unmet("timeout_increase", slow_peer(hosts=("carrier.example:8443",))) == (
         "no HTTP client is registered for carrier.example:443"

@@ -116,6 +116,19 @@ def raising(timeout_ms: int = 5000) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("made", CLIENTS)
+def test_of_two_clients_of_a_peer_the_one_that_failed_is_named(
+    carrier: str, service: ScriptedService, db: None, made: Any
+) -> None:
+    host = carrier.removeprefix("http://")
+    http_clients.register("batch", requests.Session(), hosts=[host])
+    world["get"] = made(f"{carrier}/quote", host)
+    service.on_error(recovered())
+    Client().get("/quote/")
+    told = service.errors[0].body["measurements"]
+    assert (sorted(told["http_clients"]), told["upstream"]["client"]) == (["batch", "carrier"], "carrier")
+
+
+@pytest.mark.parametrize("made", CLIENTS)
 def test_a_view_that_waits_for_a_slow_peer_works_again(
     carrier: str, service: ScriptedService, db: None, made: Any
 ) -> None:
@@ -126,7 +139,7 @@ def test_a_view_that_waits_for_a_slow_peer_works_again(
     assert answer["recovery"]["success"], service.results
     told = service.errors[0].body["measurements"]
     name, _, port = host.partition(":")
-    assert told["upstream"] == {"host": name, "port": int(port)}
+    assert told["upstream"] == {"host": name, "port": int(port), "client": "carrier"}
     assert told["http_clients"] == {"carrier": {"hosts": [host], "timeout_ms": 200}}
     (done,) = service.results[0].result["acknowledgements"]
     assert (done["before"], done["after"]) == ({"timeout_ms": 200}, {"timeout_ms": 5000})

@@ -114,7 +114,9 @@ class Operator:
         if plan.target == "scale" and fleet.waiter_present and "replay" in _abilities(self._event):
             # Its own exception is the reading before.
             return replace(acted, witness="waiter")
-        agent = next(iter(fleet.able("replay")), None) if _replayable(self._event, self._runbook) else None
+        # The process that failed before others: a fault in its memory is nowhere else.
+        able = sorted(fleet.able("replay"), key=lambda one: one.id != self._event.instance)
+        agent = next(iter(able), None) if _replayable(self._event, self._runbook) else None
         health, replay = await asyncio.gather(service.health(), self._seen_by(agent))
         overall = together(health)
         if replay is not None and replay.outcome == "failed":

@@ -226,6 +226,36 @@ async def test_where_memory_ran_out_the_worker_that_grew_is_replaced(surrounding
     assert len(shop.workers()) == 2
 
 
+async def test_the_process_that_failed_is_the_one_that_shows_the_failure(
+    surroundings: Surroundings, shop: Shop
+) -> None:
+    surroundings.configure(shop)
+    event = error_event(MEMORY, waits=False)
+    asked: list[str] = []
+
+    class Dispatch(ScriptedDispatch):
+        async def to_agent(
+            self, tenant: str, service: str, command: Command, instance: str | None = None
+        ) -> CommandResult | None:
+            asked.append(str(instance))
+            # Only what has grown has no memory left.
+            outcome = "failed" if instance == event.instance else "passed"
+            return CommandResult(
+                command_id=command.id, status="done", evidence=Evidence(kind="anonymous_replay", outcome=outcome)
+            )
+
+    surroundings.dispatch = Dispatch()
+    fetch(shop.port, "/grow")
+    await surroundings.connect(instance=event.instance)
+    await surroundings.connect(instance="host:2:another")
+    recovery = await surroundings.begin(event, "resource_scale")
+    acted = await recovery.act((await recovery.score()).tried[0])
+    assert asked == [event.instance]
+    assert acted.settled is None, acted.reason
+    await surroundings.connect(instance=f"host:{shop.workers()[-1]}:new")
+    assert (await recovery.verify(acted)).verdict is Verdict.RECOVERED
+
+
 def later_than(shop: Shop, *chains: tuple[str, ...]) -> Event:
     """An error of processes that are still there."""
     event = error_event(*chains, waits=False)

@@ -8,11 +8,14 @@ Only the registered object is touched, and only its requests to those hosts. Non
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+from asgiref.sync import iscoroutinefunction
 
 logger = logging.getLogger("error_logging")
 
@@ -90,6 +93,21 @@ def readings() -> dict[str, dict[str, Any]]:
     return {name: {"hosts": list(one.hosts), "timeout_ms": one.timeout_ms} for name, one in tuple(registered.items())}
 
 
+def client_of(exc: BaseException) -> str | None:
+    """Name of the registered client that an exception came from: others may talk to the same peer."""
+    return exc.__dict__.get(_MARK)
+
+
+@contextlib.contextmanager
+def _named(known: HTTPClient) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            error.__dict__.setdefault(_MARK, known.name)
+        raise
+
+
 def _guarded(seconds: Callable[[], float | None], own: float | None) -> float | None:
     try:
         return seconds()
@@ -106,7 +124,8 @@ def _requests(client: Any, known: HTTPClient) -> None:
         connect, own = given if isinstance(given, tuple) else (given, given)
         if isinstance(own, int | float):
             options["timeout"] = (connect, _guarded(lambda: known.seconds(own, request.url), own))
-        return send(request, **options)
+        with _named(known):
+            return send(request, **options)
 
     client.send = timed
 
@@ -114,15 +133,24 @@ def _requests(client: Any, known: HTTPClient) -> None:
 def _httpx(client: Any, known: HTTPClient) -> None:
     send = client.send
 
-    def timed(request: Any, **options: Any) -> Any:
+    def prepare(request: Any) -> None:
         given = request.extensions.get("timeout") or {}
         own = given.get("read")
         if isinstance(own, int | float):
             read = _guarded(lambda: known.seconds(own, request.url), own)
             request.extensions = {**request.extensions, "timeout": {**given, "read": read}}
-        return send(request, **options)
 
-    client.send = timed
+    def timed(request: Any, **options: Any) -> Any:
+        prepare(request)
+        with _named(known):
+            return send(request, **options)
+
+    async def atimed(request: Any, **options: Any) -> Any:
+        prepare(request)
+        with _named(known):
+            return await send(request, **options)
+
+    client.send = atimed if iscoroutinefunction(send) else timed
     known.default_ms = lambda: _ms(client.timeout.read)
 
 
@@ -134,7 +162,8 @@ def _urllib3(client: Any, known: HTTPClient) -> None:
         own = _read_timeout(given)
         if own is not None:
             options["timeout"] = _guarded_timeout(given, own, known, url)
-        return urlopen(method, url, redirect=redirect, **options)
+        with _named(known):
+            return urlopen(method, url, redirect=redirect, **options)
 
     client.urlopen = timed
     known.default_ms = lambda: _ms(_read_timeout(client.connection_pool_kw.get("timeout")))

@@ -200,6 +200,11 @@ def _cancelled(exc: BaseException) -> str | None:
 
 
 def _upstream(exc: BaseException) -> dict[str, Any] | None:
+    peer, client = _peer(exc), http_clients.client_of(exc)
+    return peer if peer is None or client is None else {**peer, "client": client}
+
+
+def _peer(exc: BaseException) -> dict[str, Any] | None:
     guarded = breakers.peer_of(exc)
     if guarded is not None:
         return {"host": guarded[0], "port": guarded[1], "guarded": True}

@@ -116,7 +116,9 @@ def _client(event: Event, fleet: Fleet) -> tuple[str, int | None] | None:
     known = as_mapping(event.measurements.get("http_clients"))
     for instance in fleet.instances:
         known = {**as_mapping(instance.measurements.get("http_clients")), **known}
-    for name, told in sorted(known.items()):
+    # The one that the exception came from, before others that talk to the same peer.
+    raiser = as_mapping(event.measurements.get("upstream")).get("client")
+    for name, told in sorted(known.items(), key=lambda one: (one[0] != raiser, one[0])):
         hosts = as_list(as_mapping(told).get("hosts"), default="")
         if peer and (peer in hosts or peer.rpartition(":")[0] in hosts):
             own = as_number(as_mapping(told).get("timeout_ms"))
