@@ -17,7 +17,7 @@ from upright.services.guardrails.holds import failing_service, repeated_failures
 from upright.services.guardrails.limits import Count, Scope, refusal
 from upright.services.guardrails.ports import EVERY, Approval, Hold, Occupant, Origin, Switch, TrustSetting, Via
 from upright.services.guardrails.trust import Record
-from upright.services.ports import AlertRecord, RecoveryRecord
+from upright.services.ports import AlertRecord, RecoveryRecord, Scaling
 
 
 class InMemoryGuards:
@@ -25,6 +25,7 @@ class InMemoryGuards:
     sent: list[AlertRecord]
     directives: dict[tuple[str, str], dict[tuple[str, str], Directive]]
     versions: dict[tuple[str, str], int]
+    added: dict[tuple[str, str, str], tuple[Scaling, float]]
 
     def __init__(self) -> None:
         self.permits: dict[tuple[UUID, str], tuple[Occupant, datetime]] = {}
