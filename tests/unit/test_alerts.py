@@ -95,7 +95,9 @@ async def test_without_a_process_that_can_the_service_sends_it() -> None:
 @pytest.mark.parametrize("mailer", [None, RecordingMailer(broken=True)])
 async def test_what_could_not_be_sent_is_recorded_as_failed(mailer: RecordingMailer | None) -> None:
     recovery = await ended(ScriptedDispatch(waiter=applied), mailer, alert_recipients=["ops@example.com"])
-    [alert] = await alerts.send("alert", recovery)
+    found = await alerts.send("alert", recovery)
+    assert [one.attempt for one in found] == ([1] if mailer is None else [1, 2, 3])
+    alert = found[-1]
     assert alert.status == "failed"
     assert ("UPRIGHT_SMTP_URL is not set" if mailer is None else "refused") in alert.detail
 
@@ -105,13 +107,13 @@ async def test_recipients_by_severity_go_first_and_an_empty_list_means_nobody() 
     by_severity = {"critical": ["boss@example.com"], "low": []}
     await announce(recovery, alert_recipients=["ops@example.com"], alerts_by_severity=by_severity)
     instances = await recovery.dependencies.store.live_instances("default", "django")
-    assert alerts.recipients("alert", recovery, instances) == ["boss@example.com"]
+    assert alerts.named("alert", recovery, instances) == ["boss@example.com"]
     await announce(recovery, alert_recipients=["ops@example.com"], alerts_by_severity={"critical": []})
     instances = await recovery.dependencies.store.live_instances("default", "django")
-    assert alerts.recipients("alert", recovery, instances) == []
+    assert alerts.named("alert", recovery, instances) == []
     await announce(recovery, alert_recipients=["ops@example.com"], alerts_by_severity={"low": []})
     instances = await recovery.dependencies.store.live_instances("default", "django")
-    assert alerts.recipients("alert", recovery, instances) == ["ops@example.com"]
+    assert alerts.named("alert", recovery, instances) == ["ops@example.com"]
 
 
 async def test_recipients_of_other_channels_are_recorded_as_skipped() -> None:
@@ -122,7 +124,7 @@ async def test_recipients_of_other_channels_are_recorded_as_skipped() -> None:
     sent, skipped = await alerts.send("alert", recovery)
     assert sent.status == "sent"
     assert (skipped.recipients, skipped.status) == (("slack-webhook-url",), "skipped")
-    assert skipped.detail == "channel not available in this version"
+    assert skipped.detail == "neither an e-mail address nor the https:// address of a webhook"
 
 
 async def test_what_was_not_verified_is_not_called_recovered_and_is_escalated() -> None:

@@ -13,6 +13,7 @@ from standardwebhooks import webhooks
 
 from upright.adapters.intake.gate import MAX_BODY_BYTES, parse
 from upright.adapters.intake.signatures import Keyring
+from upright.domain.alert_test import AlertTestAnswer, AlertTestRequest
 from upright.domain.answer import Answer
 from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
@@ -22,6 +23,7 @@ from upright.errors import SignatureRefused
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS: dict[str, type[Message]] = {
     "event": Event, "results": Results, "sync_request": SyncRequest, "sync_answer": SyncAnswer, "answer": Answer,
+    "alert_test_request": AlertTestRequest, "alert_test_answer": AlertTestAnswer,
 }  # fmt: skip
 # Files that hold something else than a message; each has a test of its own.
 TABLES = ("severity", "signature")
