@@ -19,6 +19,7 @@ from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
 from upright.domain.message import Message
 from upright.errors import SignatureRefused
+from upright.services import recipients
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS: dict[str, type[Message]] = {
@@ -91,3 +92,9 @@ def test_signatures_are_judged_as_the_golden_cases_say(case: dict[str, Any], mon
     else:
         with pytest.raises(SignatureRefused):
             keyring.verify("default", case["headers"], case["body"].encode())
+
+
+def test_a_webhook_is_shown_as_the_application_shows_it() -> None:
+    [address] = json.loads((GOLDEN / "alert_test_request.json").read_bytes())["webhooks"]
+    [result] = json.loads((GOLDEN / "alert_test_answer.json").read_bytes())["results"]
+    assert recipients.shown(address) == result["recipient"]
