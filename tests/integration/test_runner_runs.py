@@ -342,7 +342,6 @@ VICTIM = """
     from upright.domain.event import Event
     from upright.domain.verdict import Evidence
     from upright.testing.ports import ScriptedDispatch
-from upright.testing.slack import slack_server
     from upright.testing.warm import warm
 
     async def application(command):
@@ -374,7 +373,6 @@ TELLER = """
     from upright.domain.verdict import Evidence
     from upright.services import alerts
     from upright.testing.ports import ScriptedDispatch
-from upright.testing.slack import slack_server
     from upright.testing.warm import warm
 
     async def application(command):
