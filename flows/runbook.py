@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from prefect.utilities.urls import url_for
 from upright import bootstrap
 from upright.adapters import runbook_files
 from upright.adapters.runner.approval import decided
-from upright.adapters.runner.execution import attach
+from upright.adapters.runner.execution import aside, attach
 from upright.adapters.runner.naming import run_name, run_tags
 from upright.domain.runbook import Runbook, Step
 from upright.domain.verdict import Status, Verdict
@@ -37,7 +38,7 @@ from upright.services import alerts, asking, reporting
 from upright.services.acting import Acted
 from upright.services.dependencies import Dependencies
 from upright.services.guardrails import Approval
-from upright.services.ports import ActionRecord
+from upright.services.ports import ActionRecord, AlertRecord
 from upright.services.recovery import Recovery
 from upright.services.scoring import Choice, Ranking
 
@@ -148,7 +149,7 @@ async def relapse() -> State[Any]:
     link = url_for("flow-run", obj_id=_run_id())
     sent = await alerts.follow_up(_recovery.get(), [link] if link else [])
     message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
-    if any(one.status == "failed" for one in sent):
+    if _failed(sent):
         return Failed(message=message)
     return Completed(name="Sent" if sent else "Skipped", message=message or "nobody was told that it had recovered")
 
@@ -161,9 +162,15 @@ async def _send(kind: alerts.Kind) -> State[Any]:
     link = url_for("flow-run", obj_id=_run_id())
     sent = await alerts.send(kind, recovery, [link] if link else [])
     message = "; ".join(f"{one.channel} {one.status} {one.detail}".strip() for one in sent)
-    if any(one.status == "failed" for one in sent):
+    if _failed(sent):
         return Failed(message=message)
-    return Completed(name="Sent" if any(one.status == "sent" for one in sent) else "Skipped", message=message)
+    name = "Sent" if any(one.status == "sent" for one in sent) else "Skipped"
+    return Completed(name="Held" if any(one.status == "held" for one in sent) else name, message=message)
+
+
+def _failed(sent: Sequence[AlertRecord]) -> bool:
+    """Whether nobody has been reached. A channel that failed where another one took it is told in the message."""
+    return any(one.status == "failed" for one in sent) and not any(one.status == "sent" for one in sent)
 
 
 def make(runbook: Runbook) -> Flow[..., Any]:
@@ -271,17 +278,20 @@ async def _recover(
 
 
 async def _tell() -> None:
-    if _recovery.get().relapsed is not None:
-        await relapse(return_state=True)
-    await alert(return_state=True)
-    await escalate(return_state=True)
+    # A mail server or a chat that hangs keeps no other error from being recovered.
+    async with aside():
+        if _recovery.get().relapsed is not None:
+            await relapse(return_state=True)
+        await alert(return_state=True)
+        await escalate(return_state=True)
 
 
 async def _attempt(recovery: Recovery, act: Task[..., Any], index: int, choice: Choice) -> ActionRecord | None:
     _acted.get().pop(choice.strategy, None)
     question = await recovery.question(choice)
     if question is not None:
-        await ask(choice.strategy, question, return_state=True)
+        async with aside():
+            await ask(choice.strategy, question, return_state=True)
         await decided(recovery.dependencies.store, question)
     state: State[Any] = await act(index, return_state=True)
     acted = _acted.get().get(choice.strategy)

@@ -19,6 +19,7 @@ from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.mail import SmtpMailer
 from upright.adapters.models import ModelLibrary
 from upright.adapters.probes import ServiceProber
+from upright.adapters.slack import SlackWebhooks
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.config import Settings
 from upright.errors import ConfigurationError, Unavailable, UprightError
@@ -49,6 +50,7 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
     services = platforms.load(settings.project)
     mailer = SmtpMailer(settings.smtp_url.get_secret_value()) if settings.smtp_url is not None else None
     prober = ServiceProber(settings.probe_databases)
+    webhooks = SlackWebhooks(settings.alert_hosts)
     bus = Bus(url, reconcile_s=settings.reconcile_s)
     database = await Database.open(url, announcer=bus)
     try:
@@ -63,8 +65,10 @@ async def dependencies(settings: Settings, *, kind: str = "upright") -> AsyncGen
             epsilon=settings.exploration,
             escalation_s=settings.escalation_cost_s,
         )
-        yield Dependencies(store, dispatch, book, settings, process_name(kind), mailer, bus, services, scorer, prober)
+        name = process_name(kind)
+        yield Dependencies(store, dispatch, book, settings, name, mailer, bus, services, scorer, prober, webhooks)
     finally:
+        webhooks.close()
         await bus.close()
         await database.close()
 
@@ -181,7 +185,7 @@ async def serve_until(settings: Settings, stop: Future[None], ready: Callable[[s
                 return {"postgresql": database, "prefect": runner.problem}
 
             router, services = Router(found.book), found.platforms
-            app = create_app(store, found.dispatch, bus, router, runner, settings, readiness)
+            app = create_app(store, found.dispatch, bus, router, runner, settings, readiness, found.webhooks)
             reverts = Reverts(store, services, found.runner)
             watch = Watch(store, store, router, runner, services.values(), found.runner)
             config = uvicorn.Config(

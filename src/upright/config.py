@@ -44,8 +44,11 @@ class Settings(BaseSettings):
     """What it costs until a person has seen to an error that nothing repaired."""
     smtp_url: SecretStr | None = None
     """smtp://user:password@host:port[?tls=true&from=…]; used when no agent of the application is alive."""
-    alert_recipients: list[str] = Field(default_factory=list[str])
-    """JSON list; used for services that announce no recipients."""
+    alert_recipients: list[str] = Field(default_factory=list[str], repr=False)
+    """JSON list; used for services that announce no recipients. A webhook's address is a secret."""
+    alert_hosts: Annotated[list[str], NoDecode] = Field(default_factory=lambda: ["hooks.slack.com"])
+    """Hosts of webhooks that alerts may be posted to, separated by commas, with a port where it is not 443. The
+    addresses come from applications, and must not lead into the service's own network."""
     public_url: str | None = None
     """Where people reach this service in a browser; with the secret below, approvals are asked for by a link too."""
     approval_secret: Annotated[SecretStr | None, Field(min_length=24)] = None
@@ -55,7 +58,7 @@ class Settings(BaseSettings):
     work_pool: str = "upright"
     log_json: bool = False
 
-    @field_validator("secrets", mode="before")
+    @field_validator("secrets", "alert_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

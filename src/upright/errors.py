@@ -14,6 +14,7 @@ UprightError
 ├── Stopped                     recovery is stopped here; nothing is put in force
 ├── RecoveryInFlight            another recovery of the incident is under way
 ├── PlatformFailed              a process manager did not do what was asked; says what is so
+├── ChannelRefused              an alert that a channel will not take, however often it is tried
 ├── EngineFailed                an embedded engine did not start or stopped
 └── Unavailable                 something we depend on does not answer (retryable)
 """
@@ -102,6 +103,10 @@ class RecoveryInFlight(UprightError):
 
 class PlatformFailed(UprightError):
     """The process manager did not do what was asked."""
+
+
+class ChannelRefused(UprightError):
+    """The channel does not take the alert."""
 
 
 class Stopped(UprightError):

@@ -93,6 +93,7 @@ def test_doctor_says_what_to_do(postgres_url: str, tmp_path: Path) -> None:
         "Database": "ok",
         "Prefect": "failed",
         "SMTP": "failed",
+        "Alerts": "warning",
         "Service": "warning",
     }
     assert "5 bytes" in findings["Secrets"]["detail"]

@@ -30,6 +30,7 @@ from upright.domain.event import Event
 from upright.domain.verdict import Evidence, Status
 from upright.testing.events import CANCELLED_FOR_TIMEOUT, DJANGO_OPERATIONAL_ERROR, EXHAUSTED, error_event
 from upright.testing.ports import ScriptedDispatch
+from upright.testing.slack import slack_server
 from upright.testing.warm import until, warm
 
 PROJECT = Path(__file__).parents[2]
@@ -482,3 +483,25 @@ async def test_a_run_whose_process_is_killed_goes_on_in_another_without_repeatin
             )
 
         assert await until(noted)
+
+
+async def test_the_message_in_slack_tells_what_was_tried_and_leads_to_the_run(
+    fresh_postgres_url: str, client: PrefectClient
+) -> None:
+    with slack_server() as slack:
+        slack.failing.append(503)
+        settings: dict[str, Any] = {"alert_hosts": [slack.host], "alert_recipients": [slack.url]}
+        async with warm(fresh_postgres_url, ScriptedDispatch(Application()), PROJECT, **settings) as here:
+            recovery = await here.submit(slow_query())
+
+            async def told() -> Any:
+                return [one for one in await here.store.alerts(recovery.id) if one.status == "sent"]
+
+            [sent] = await until(told)
+            run_id = (await here.store.recovery(recovery.id)).flow_run_id
+            await ended(client, run_id)
+        assert (sent.channel, sent.attempt) == ("slack", 2)
+        assert "[critical] Recovered: OperationalError in django" in slack.text_of()
+        assert "Timeout Increase: recovered." in slack.text_of()
+        assert f"/runs/flow-run/{run_id}|The run in Prefect>" in slack.text_of()
+        assert slack.refused == []

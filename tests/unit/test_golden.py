@@ -13,15 +13,18 @@ from standardwebhooks import webhooks
 
 from upright.adapters.intake.gate import MAX_BODY_BYTES, parse
 from upright.adapters.intake.signatures import Keyring
+from upright.domain.alert_test import AlertTestAnswer, AlertTestRequest
 from upright.domain.answer import Answer
 from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
 from upright.domain.message import Message
 from upright.errors import SignatureRefused
+from upright.services import recipients
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODELS: dict[str, type[Message]] = {
     "event": Event, "results": Results, "sync_request": SyncRequest, "sync_answer": SyncAnswer, "answer": Answer,
+    "alert_test_request": AlertTestRequest, "alert_test_answer": AlertTestAnswer,
 }  # fmt: skip
 # Files that hold something else than a message; each has a test of its own.
 TABLES = ("severity", "signature")
@@ -89,3 +92,9 @@ def test_signatures_are_judged_as_the_golden_cases_say(case: dict[str, Any], mon
     else:
         with pytest.raises(SignatureRefused):
             keyring.verify("default", case["headers"], case["body"].encode())
+
+
+def test_a_webhook_is_shown_as_the_application_shows_it() -> None:
+    [address] = json.loads((GOLDEN / "alert_test_request.json").read_bytes())["webhooks"]
+    [result] = json.loads((GOLDEN / "alert_test_answer.json").read_bytes())["results"]
+    assert recipients.shown(address) == result["recipient"]

@@ -130,6 +130,16 @@ def test_a_recipient_that_nothing_can_reach(configured: Any, setting: str, value
     assert message.msg.startswith(setting)
 
 
+@pytest.mark.parametrize(
+    "value", ["hooks.slack.com/services/T0/B0/s3cret", "http://hooks.slack.com/services/T0/s3cret"]
+)
+def test_a_webhook_that_is_written_wrongly_is_not_shown_in_full(configured: Any, value: str) -> None:
+    configured.ERROR_ALERT_RECIPIENTS = [value]
+    message = found()["upright.W005"]
+    assert "hooks.slack.com/…" in message.msg
+    assert "s3cret" not in message.msg
+
+
 def test_recipients_that_can_be_reached(configured: Any) -> None:
     configured.ERROR_ALERT_RECIPIENTS = ["ops@example.com", "https://hooks.slack.com/services/T0/B0/x"]
     assert found() == {}

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 from django.urls import path, resolve
 
-from error_logging import agent, classification, desired_state, events, exchange, signatures
+from error_logging import agent, classification, desired_state, events, exchange, recipients, signatures
 from error_logging.models import ErrorLog
 from error_logging.record import Record
 
@@ -160,3 +160,8 @@ def test_signatures_are_judged_as_the_golden_cases_say(case: dict[str, Any]) -> 
     else:
         with pytest.raises(signatures.SignatureInvalid):
             verify()
+
+
+def test_a_webhook_is_shown_as_the_service_shows_it() -> None:
+    [address] = golden("alert_test_request")["webhooks"]
+    assert recipients.shown(address) == golden("alert_test_answer")["results"][0]["recipient"]

@@ -55,7 +55,7 @@ class SmtpMailer:
         except (aiosmtplib.SMTPException, OSError) as error:
             raise Unavailable(f"{self.address} is not ready for e-mail: {error}") from error
 
-    async def send(self, recipients: Sequence[str], subject: str, text: str) -> None:
+    async def send(self, recipients: Sequence[str], subject: str, text: str, html: str = "") -> None:
         """Raises Unavailable."""
         message = EmailMessage()
         message["From"] = self._sender
@@ -64,6 +64,8 @@ class SmtpMailer:
         message["Date"] = formatdate()
         message["Message-ID"] = make_msgid(domain="upright.invalid")
         message.set_content(text)
+        if html:
+            message.add_alternative(html, subtype="html")
         try:
             await aiosmtplib.send(
                 message,

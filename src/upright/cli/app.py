@@ -12,6 +12,7 @@ from pydantic_settings import SettingsError
 from rich.markup import escape
 
 from upright.cli import (
+    alerts,
     approvals,
     audit,
     doctor,
@@ -39,6 +40,7 @@ app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.add_typer(errors.app, name="errors")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(model.app, name="model")
 app.add_typer(runbooks.app, name="runbooks")
 app.add_typer(guardrails.app, name="guardrails")

@@ -9,7 +9,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -23,9 +23,11 @@ from upright.cli.context import Project, settings_for
 from upright.cli.output import AsJson, console, print_json
 from upright.config import MIN_SECRET_BYTES, Settings
 from upright.errors import UprightError
+from upright.services.ports import ChannelDelivery
 from upright.services.running import RunningService
 
 TIMEOUT_S = 5
+DAY_S = 86_400
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "failed": "[red]✗[/]"}
 
 
@@ -38,7 +40,8 @@ class Finding:
 
 
 def doctor(project: Project = None, as_json: AsJson = False) -> None:
-    """Check project, platforms, secrets, database, Prefect, SMTP and the service. Exit status 1 if something failed."""
+    """Check project, platforms, secrets, database, Prefect, SMTP, alerts and the service. Exit status 1 if one
+    failed."""
     findings = list(examine(settings_for(project)))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -52,7 +55,7 @@ def doctor(project: Project = None, as_json: AsJson = False) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    for check in (_project, _platforms, _secrets, _database, _prefect, _smtp, _service):
+    for check in (_project, _platforms, _secrets, _database, _prefect, _smtp, _alerts, _service):
         yield check(settings)
 
 
@@ -203,6 +206,40 @@ def _smtp(settings: Settings) -> Finding:
     except UprightError as error:
         return Finding("SMTP", "failed", str(error), "Is UPRIGHT_SMTP_URL right, and does the server run?")
     return Finding("SMTP", "ok", f"{mailer.address} answers")
+
+
+def _alerts(settings: Settings) -> Finding:
+    """What the last day shows of each channel."""
+    if settings.database_url is None:
+        return Finding("Alerts", "ok", "not looked at: the embedded database does not run")
+    url = settings.database_url.get_secret_value()
+    try:
+        found = asyncio.run(_deliveries(url))
+    except UprightError as error:
+        return Finding("Alerts", "warning", f"can't be looked at: {error}", "The database has to be right first.")
+    failed = [one for one in found if one.failed]
+    if not failed:
+        sent = sum(one.sent for one in found)
+        return Finding("Alerts", "ok", f"{sent} sent within a day, none failed" if found else "none within a day")
+    told = [
+        f"{one.channel} {', '.join(one.recipients)}: {one.failed} failed"
+        f"{f', last at {one.last_failure:%Y-%m-%d %H:%M %Z}' if one.last_failure else ''}: {one.detail}"
+        f"{'; it works again' if one.works else ''}"
+        for one in failed
+    ]
+    advice = "`upright alerts test --to ADDRESS` and `manage.py upright_test_alert` try a channel."
+    status = "warning" if all(one.works for one in failed) else "failed"
+    return Finding("Alerts", status, "; ".join(told), advice)
+
+
+async def _deliveries(url: str) -> Sequence[ChannelDelivery]:
+    from upright.adapters.store import Database, PostgresStore
+
+    database = await Database.open(url, pool_size=1, timeout_s=TIMEOUT_S)
+    try:
+        return await PostgresStore(database).channel_deliveries(DAY_S)
+    finally:
+        await database.close()
 
 
 def _embedded(check: str, module: str, variable: str) -> Finding:

@@ -55,6 +55,8 @@ class Email(Message):
     recipients: list[str]
     subject: str
     text: str
+    html: str = ""
+    """The same for readers that show it; without it, text alone is sent."""
 
 
 class Command(Message):

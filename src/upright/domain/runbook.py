@@ -80,6 +80,8 @@ class AlertRules(Edited):
     )
     escalate_from: Severity = Severity.HIGH
     """The least severity that is escalated."""
+    repeat_s: Annotated[float, Field(ge=0, le=604_800)] = 3600
+    """For so long after a message, the same outcome of the same error is counted rather than told again. 0: never."""
 
 
 class Runbook(Edited):

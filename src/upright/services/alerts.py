@@ -2,54 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Literal
-from uuid import uuid4
+from datetime import UTC, datetime, timedelta
 
-from pydantic import ValidationError
-
-from upright.domain.directive import AlertSettings, Command, Email
 from upright.domain.verdict import Status
-from upright.errors import UprightError
-from upright.services import reporting
-from upright.services.ports import AlertRecord, Instance
+from upright.services import recipients, reporting
+from upright.services.delivery import Delivery
+from upright.services.ports import AlertRecord, Instance, Told
+from upright.services.recipients import Kind
 from upright.services.recovery import Recovery
 
-SEND_DEADLINE_MS = 15_000
-
-Kind = Literal["alert", "escalation"]
-
-_ADDRESS = re.compile(r"[^@\s,<>]+@[^@\s,<>]+\.?[^@\s,<>]*")
+__all__ = ["Kind", "due", "follow_up", "named", "send"]
 
 
-def recipients(kind: Kind, recovery: Recovery, instances: Sequence[Instance]) -> list[str]:
-    """Whom to tell. ALERTS_BY_SEVERITY goes before ERROR_ALERT_RECIPIENTS, an empty list in it means nobody; the
-    service's own setting counts where the application has announced none."""
-    severity, own = recovery.record.severity, recovery.dependencies.settings.alert_recipients
-    announced = _announced(instances)
-    if announced is None:
-        return list(own) if kind == "alert" else []
-    if kind == "escalation":
-        return list(announced.escalation_recipients)
-    if announced.alerts_by_severity is not None and severity.value in announced.alerts_by_severity:
-        return list(announced.alerts_by_severity[severity.value])
-    return list(announced.alert_recipients) or list(own)
-
-
-def addresses(named: Sequence[str]) -> list[str]:
-    """Those that e-mail reaches, each once."""
-    return [one for one in dict.fromkeys(named) if _ADDRESS.fullmatch(one)]
-
-
-def _announced(instances: Sequence[Instance]) -> AlertSettings | None:
-    for instance in sorted(instances, key=lambda one: one.seen_at, reverse=True):
-        if instance.settings:
-            try:
-                return AlertSettings.model_validate(instance.settings)
-            except ValidationError:
-                continue
-    return None
+def named(kind: Kind, recovery: Recovery, instances: Sequence[Instance]) -> list[str]:
+    """Whom to tell, each once."""
+    own = recovery.dependencies.settings.alert_recipients
+    found = recipients.named(kind, recovery.record.severity, recipients.announced(instances), own)
+    return list(dict.fromkeys(found))
 
 
 def due(kind: Kind, recovery: Recovery) -> str | None:
@@ -75,30 +45,44 @@ async def send(kind: Kind, recovery: Recovery, links: Sequence[str] = ()) -> lis
         return []
     store, record = recovery.dependencies.store, recovery.record
     done = [alert for alert in await store.alerts(record.id) if alert.kind == kind]
-    if done:
+    if any(alert.status == "held" or alert.channel == "none" for alert in done):
         return done
     if (await store.recovery(record.id)).status is Status.RELAPSED:
         # The recovery that came after it has more to tell.
         return []
     instances = await store.live_instances(record.tenant, record.service)
-    named = list(dict.fromkeys(recipients(kind, recovery, instances)))
-    addresses = [one for one in named if _ADDRESS.fullmatch(one)]
-    others = [one for one in named if one not in addresses]
-    email = Email(
-        recipients=addresses, subject=reporting.subject(recovery, kind), text=reporting.alert_text(recovery, links)
-    )
-    found: list[AlertRecord] = []
-    if addresses:
-        status, detail = await deliver(recovery, instances, email)
-        found.append(AlertRecord(record.id, kind, "email", tuple(addresses), email.subject, status, detail))
-    if others:
-        detail = "channel not available in this version"
-        found.append(AlertRecord(record.id, kind, "other", tuple(others), email.subject, "skipped", detail))
-    if not named:
-        found.append(AlertRecord(record.id, kind, "none", (), email.subject, "skipped", "no recipients are configured"))
-    for alert in found:
-        await store.record_alert(alert)
-    return found
+    who, about = named(kind, recovery, instances), record.status.value
+    subject = reporting.subject(recovery, kind)
+    if not who:
+        if not done:
+            detail = "no recipients are configured"
+            done = [AlertRecord(record.id, kind, "none", (), subject, "skipped", detail, about)]
+            await store.record_alert(done[0])
+        return done
+    last = await store.last_told(record.incident_id, kind)
+    if not done and last is not None and _is_repeated(recovery, last):
+        detail = f"the same was told {last.age_s:.0f} s before; repeat_s is {recovery.runbook.alert.repeat_s:g}"
+        held = AlertRecord(record.id, kind, "none", tuple(map(recipients.shown, who)), subject, "held", detail, about)
+        await store.record_alert(held)
+        return [held]
+    notice = reporting.notice(recovery, kind, links)
+    if last is not None and last.held and not done:
+        notice = notice.opening(_held_back(last))
+    sent = await Delivery(recovery, kind, instances, about=about, done=done).send(notice, who)
+    return [*done, *sent]
+
+
+def _is_repeated(recovery: Recovery, last: Told) -> bool:
+    """Whether people know it already. What needs someone's hand, and what guardrails do from now on, is always told."""
+    if recovery.not_reverted or recovery.record.withheld or recovery.guard.begun or recovery.guard.demoted:
+        return False
+    return last.about == recovery.record.status.value and last.age_s < recovery.runbook.alert.repeat_s
+
+
+def _held_back(last: Told) -> str:
+    since = datetime.now(UTC) - timedelta(seconds=last.age_s)
+    more = "1 more recovery of this error ended" if last.held == 1 else f"{last.held} more recoveries of it ended"
+    return f"Since the last message, of {since:%Y-%m-%d %H:%M} UTC, {more} as told then; no message was sent for it."
 
 
 async def follow_up(recovery: Recovery, links: Sequence[str] = ()) -> list[AlertRecord]:
@@ -108,45 +92,14 @@ async def follow_up(recovery: Recovery, links: Sequence[str] = ()) -> list[Alert
         return []
     told = await store.alerts(former.id)
     done = [alert for alert in told if alert.kind == "relapse"]
-    sent = [alert for alert in told if alert.status == "sent" and alert.channel == "email"]
-    if done or not sent:
+    reached = {who for alert in told if alert.status == "sent" and alert.kind != "approval" for who in alert.recipients}
+    if any(alert.status == "sent" for alert in done) or not reached:
         return done
-    addresses = list(dict.fromkeys(who for alert in sent for who in alert.recipients))
     instances = await store.live_instances(recovery.record.tenant, recovery.record.service)
-    email = Email(
-        recipients=addresses,
-        subject=reporting.relapse_subject(recovery),
-        text=reporting.relapse_text(recovery, former, links),
-    )
-    status, detail = await deliver(recovery, instances, email)
-    alert = AlertRecord(former.id, "relapse", "email", tuple(addresses), email.subject, status, detail)
-    await store.record_alert(alert)
-    return [alert]
-
-
-async def deliver(
-    recovery: Recovery, instances: Sequence[Instance], email: Email
-) -> tuple[Literal["sent", "failed"], str]:
-    """Through the application's own e-mail settings if one of its processes can, else by the service itself."""
-    dependencies, record = recovery.dependencies, recovery.record
-    detail = "no process of the application can send e-mail"
-    if any("send_email" in _commands(one) for one in instances):
-        command = Command(id=uuid4(), kind="send_email", deadline_ms=SEND_DEADLINE_MS, email=email)
-        result = await dependencies.dispatch.to_agent(record.tenant, record.service, command)
-        if result is not None and result.status == "done":
-            return "sent", "by the application"
-        detail = (
-            "the application did not answer" if result is None else f"the application {result.status}: {result.reason}"
-        )
-    if dependencies.mailer is None:
-        return "failed", f"{detail}; UPRIGHT_SMTP_URL is not set"
-    try:
-        await dependencies.mailer.send(email.recipients, email.subject, email.text)
-    except UprightError as error:
-        return "failed", f"{detail}; {error}"
-    return "sent", f"by the service ({detail})"
-
-
-def _commands(instance: Instance) -> list[str]:
-    announced = instance.capabilities.get("commands")
-    return [str(one) for one in announced] if isinstance(announced, list) else ["send_email"]  # pyright: ignore
+    # Recorded is what may be shown; the address itself is with those who set it.
+    own, settings = recovery.dependencies.settings.alert_recipients, recipients.announced(instances)
+    webhooks = [one for one in recipients.known(settings, own) if recipients.shown(one) in reached and "/" in one]
+    who = [*sorted(one for one in reached if "/" not in one), *webhooks]
+    notice = reporting.relapse(recovery, former, links)
+    delivery = Delivery(recovery, "relapse", instances, about="relapsed", done=done, record_for=former.id)
+    return [*done, *await delivery.send(notice, who)]

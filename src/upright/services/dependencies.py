@@ -11,7 +11,16 @@ from upright.config import Settings
 from upright.services.book import Book
 from upright.services.guardrails import GuardStore
 from upright.services.learning.scorer import Scorer
-from upright.services.ports import Dispatch, ErrorStore, FleetStore, Mailer, PlatformStore, Prober, RecoveryStore
+from upright.services.ports import (
+    Dispatch,
+    ErrorStore,
+    FleetStore,
+    Mailer,
+    PlatformStore,
+    Prober,
+    RecoveryStore,
+    Webhooks,
+)
 from upright.services.running import RunningService
 
 
@@ -35,6 +44,7 @@ class Dependencies:
     scorer: Scorer | None = None
     """What has been learned; None scores by the priors."""
     prober: Prober | None = None
+    webhooks: Webhooks | None = None
 
 
 _warm: ContextVar[Dependencies | None] = ContextVar("warm_dependencies", default=None)

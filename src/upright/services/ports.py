@@ -17,6 +17,7 @@ from upright.domain.event import Event
 from upright.domain.message import Json
 from upright.domain.severity import Severity
 from upright.domain.verdict import Checked, Evidence, Status, Verdict
+from upright.services.notice import Notice
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,47 @@ class Instance:
     seen_at: datetime
 
 
+AlertKind = Literal["alert", "escalation", "approval", "relapse"]
+
+
 @dataclass(frozen=True)
 class AlertRecord:
     recovery_id: UUID
-    kind: Literal["alert", "escalation", "approval", "relapse"]
+    kind: AlertKind
     channel: str
     recipients: tuple[str, ...]
     subject: str
-    status: Literal["sent", "failed", "skipped"]
+    status: Literal["sent", "failed", "skipped", "held"]
+    """`held`: not sent, since the same was told a short while ago."""
     detail: str = ""
+    about: str = ""
+    """The outcome that is told."""
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """The last message of a kind that went out about an incident."""
+
+    about: str
+    age_s: float
+    held: int
+    """How many have been held back since."""
+
+
+@dataclass(frozen=True)
+class ChannelDelivery:
+    """How a channel did of late."""
+
+    channel: str
+    recipients: tuple[str, ...]
+    sent: int
+    failed: int
+    works: bool
+    """Whether the last attempt went out."""
+    last_failure: datetime | None
+    detail: str
+    """Of the last failure."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +329,14 @@ class RecoveryStore(Protocol):
 
     async def alerts(self, recovery_id: UUID) -> Sequence[AlertRecord]: ...
 
+    async def last_told(self, incident_id: UUID, kind: str) -> Told | None:
+        """What people heard last of an incident, by messages of that kind."""
+        ...
+
+    async def channel_deliveries(self, within_s: float) -> Sequence[ChannelDelivery]:
+        """Of each channel that was used within the last seconds, those that failed last first."""
+        ...
+
     async def lock_actuator(
         self, tenant: str, service: str, actuator: str, target: str, *, recovery_id: UUID, ttl_s: float
     ) -> bool:
@@ -420,8 +461,18 @@ class Prober(Protocol):
 
 
 class Mailer(Protocol):
-    async def send(self, recipients: Sequence[str], subject: str, text: str) -> None:
+    """The service's own e-mail."""
+
+    async def send(self, recipients: Sequence[str], subject: str, text: str, html: str = "") -> None:
         """Raises Unavailable."""
+        ...
+
+
+class Webhooks(Protocol):
+    """Chat channels, by the address of their incoming webhook, which is a secret."""
+
+    async def post(self, url: str, notice: Notice) -> None:
+        """Raises ChannelRefused, Unavailable; neither tells the address."""
         ...
 
 

@@ -6,12 +6,13 @@ Nothing here claims more than the evidence: `unknown` is told as not verified.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from upright.domain.message import Json
 from upright.domain.verdict import Checked, Evidence, Status, Verdict
 from upright.services.guardrails.guard import hold_reason
+from upright.services.notice import Link, Notice, Part
 from upright.services.ports import ActionRecord, RecoveryRecord
 from upright.services.scoring import Choice, reason
 from upright.services.strategies import title
@@ -31,6 +32,8 @@ VERDICTS = {
     Verdict.FAILED: "failed to act",
     Verdict.RELAPSED: "relapsed",
 }
+
+RUN = "The run in Prefect"
 
 STATUSES = {
     Status.RECOVERED: "Recovered",
@@ -213,71 +216,57 @@ def subject(recovery: Recovery, kind: str) -> str:
     return f"[{record.severity.value}] {prefix}{STATUSES[record.status]}: {what}"
 
 
-def alert_text(recovery: Recovery, links: Sequence[str]) -> str:
+def notice(recovery: Recovery, kind: str, links: Sequence[str]) -> Notice:
     event, record = recovery.event, recovery.record
-    lines = [
-        f"{STATUSES[record.status]}. {record.message}.",
-        "",
-        *([f"It is a relapse: {relapse}", ""] if (relapse := _relapse(recovery)) else []),
-        *_left_behind(recovery),
-        "What failed",
-        f"  {event.error.type}: {event.error.message}",
-    ]
+    parts = [Part((f"{STATUSES[record.status]}. {record.message}.",))]
+    if relapse := _relapse(recovery):
+        parts.append(Part((f"It is a relapse: {relapse}",)))
+    if recovery.not_reverted:
+        # What could not be taken back comes first: someone has to see to it.
+        parts.append(Part(tuple(recovery.not_reverted), "NOT REVERTED, though it did not help. See to it by hand:"))
+    failed = [f"{event.error.type}: {event.error.message}"]
     if event.request:
-        lines.append(f"  {event.request.method} {event.request.route} ({event.request.view or 'unknown view'})")
-    lines += [
-        f"  service {record.service}, environment {event.environment}, severity {record.severity.value}",
-        f"  at {event.occurred_at.isoformat(timespec='seconds')}, error {record.error_id}",
-        "",
-        f"What was done (runbook {recovery.runbook.name})",
+        failed.append(f"{event.request.method} {event.request.route} ({event.request.view or 'unknown view'})")
+    failed += [
+        f"service {record.service}, environment {event.environment}, severity {record.severity.value}",
+        f"at {event.occurred_at.isoformat(timespec='seconds')}, error {record.error_id}",
     ]
-    for action in recovery.actions:
-        lines.append(f"  {title(action.strategy)}: {VERDICTS[action.verdict]}. {action.reason}")
-        if action.before or action.after:
-            lines.append(
-                f"    before {json.dumps(action.before, default=str)}, after {json.dumps(action.after, default=str)}"
-            )
-        if action.strategy in recovery.converged:
-            lines.append(f"    in force in {recovery.converged[action.strategy]}")
-        if action.strategy in recovery.reverted:
-            lines.append(f"    {recovery.reverted[action.strategy]}")
-    if not recovery.actions:
-        lines.append("  nothing")
+    parts.append(Part(tuple(failed), "What failed"))
+    parts.append(Part(tuple(_done(recovery)) or ("nothing",), f"What was done (runbook {recovery.runbook.name})"))
     if found := notes(recovery):
-        lines += ["", *found]
+        parts.append(Part(tuple(found)))
     if record.status is Status.UNKNOWN:
-        lines += ["", "Nobody has seen the failed operation work again: treat it as broken until you have looked."]
-    if links:
-        lines += ["", "More", *(f"  {link}" for link in links)]
-    return "\n".join(lines) + "\n"
+        why = "Nobody has seen the failed operation work again: treat it as broken until you have looked."
+        parts.append(Part((why,)))
+    return Notice(subject(recovery, kind), tuple(parts), tuple(Link(RUN, link) for link in links))
 
 
-def _left_behind(recovery: Recovery) -> list[str]:
-    """What could not be taken back comes first: someone has to see to it."""
-    if not recovery.not_reverted:
-        return []
-    return [
-        "NOT REVERTED, though it did not help. See to it by hand:",
-        *(f"  {one}" for one in recovery.not_reverted),
-        "",
-    ]
+def _done(recovery: Recovery) -> Iterator[str]:
+    for action in recovery.actions:
+        yield f"{title(action.strategy)}: {VERDICTS[action.verdict]}. {action.reason}"
+        if action.before or action.after:
+            yield f"  before {json.dumps(action.before, default=str)}, after {json.dumps(action.after, default=str)}"
+        if action.strategy in recovery.converged:
+            yield f"  in force in {recovery.converged[action.strategy]}"
+        if action.strategy in recovery.reverted:
+            yield f"  {recovery.reverted[action.strategy]}"
 
 
-def relapse_subject(recovery: Recovery) -> str:
-    return f"[{recovery.record.severity.value}] Relapsed: {recovery.event.error.type} in {recovery.record.service}"
-
-
-def relapse_text(recovery: Recovery, former: RecoveryRecord, links: Sequence[str]) -> str:
+def relapse(recovery: Recovery, former: RecoveryRecord, links: Sequence[str]) -> Notice:
     """To those who were told that it had recovered."""
     event, record = recovery.event, recovery.record
-    lines = [
-        f"You were told: {former.message}. It did not last: {former.relapse}.",
-        "",
-        f"  {event.error.type}: {event.error.message}",
-        f"  service {record.service}, error {former.error_id}, recovery {former.id}",
-        "",
-        f"What came of it now: {STATUSES[record.status]}. {record.message}.",
-    ]
-    if links:
-        lines += ["", "More", *(f"  {link}" for link in links)]
-    return "\n".join(lines) + "\n"
+    return Notice(
+        f"[{record.severity.value}] Relapsed: {event.error.type} in {record.service}",
+        (
+            Part((f"You were told: {former.message}. It did not last: {former.relapse}.",)),
+            Part(
+                (
+                    f"{event.error.type}: {event.error.message}",
+                    f"service {record.service}, error {former.error_id}, recovery {former.id}",
+                ),
+                "What failed",
+            ),
+            Part((f"What came of it now: {STATUSES[record.status]}. {record.message}.",)),
+        ),
+        tuple(Link(RUN, link) for link in links),
+    )

@@ -22,6 +22,7 @@ from standardwebhooks.webhooks import Webhook
 from upright.adapters.bus import Bus
 from upright.adapters.dispatch import CommandDispatch
 from upright.adapters.intake import create_app
+from upright.adapters.slack import SlackWebhooks
 from upright.adapters.store import Database, PostgresStore
 from upright.config import Settings
 from upright.domain.event import ErrorDetail, Event, RequestDetail, Waiter
@@ -196,8 +197,8 @@ def service_on(replica: Replica, **changes: Any) -> Service:
     async def readiness() -> dict[str, str]:
         return problems
 
-    app = create_app(
-        replica.store, replica.dispatch, replica.bus, FixedRouter(), launcher, settings(**changes), readiness
-    )
+    made = settings(**changes)
+    webhooks = SlackWebhooks(made.alert_hosts)
+    app = create_app(replica.store, replica.dispatch, replica.bus, FixedRouter(), launcher, made, readiness, webhooks)
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://upright", timeout=30)
     return Service(replica, launcher, Sender(http), app, problems)

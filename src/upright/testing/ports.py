@@ -19,10 +19,12 @@ from upright.services.ports import (
     Acceptance,
     ActionRecord,
     AlertRecord,
+    ChannelDelivery,
     HealthWatch,
     Instance,
     RecoveryRecord,
     Scaling,
+    Told,
 )
 from upright.testing.guardrails import InMemoryGuards
 
@@ -49,6 +51,7 @@ class InMemoryStore(InMemoryGuards):
         """Error to the recovery that answers it."""
         self.own_results: dict[UUID, bool] = {}
         self.sent: list[AlertRecord] = []
+        self.sent_at: list[float] = []
         self.locks: dict[tuple[str, str, str, str], tuple[UUID, float]] = {}
         self.directives: dict[tuple[str, str], dict[tuple[str, str], Directive]] = {}
         self.putters: dict[UUID, UUID] = {}
@@ -226,6 +229,29 @@ class InMemoryStore(InMemoryGuards):
 
     async def record_alert(self, alert: AlertRecord) -> None:
         self.sent.append(alert)
+        self.sent_at.append(_now())
+
+    async def last_told(self, incident_id: UUID, kind: str) -> Told | None:
+        fingerprint = next((one.fingerprint for one in self.records.values() if one.incident_id == incident_id), None)
+        held = 0
+        for alert, at in reversed(list(zip(self.sent, self.sent_at, strict=True))):
+            if alert.kind != kind or self.records[alert.recovery_id].fingerprint != fingerprint:
+                continue
+            if alert.status == "sent":
+                return Told(alert.about, _now() - at, held)
+            held += alert.status == "held"
+        return None
+
+    async def channel_deliveries(self, within_s: float) -> Sequence[ChannelDelivery]:
+        channels = dict.fromkeys((one.channel, one.recipients) for one in self.sent if one.status in ("sent", "failed"))
+        found: list[ChannelDelivery] = []
+        for channel, recipients in channels:
+            tries = [one for one in self.sent if (one.channel, one.recipients) == (channel, recipients)]
+            failed = [one for one in tries if one.status == "failed"]
+            sent, works = len(tries) - len(failed), tries[-1].status == "sent"
+            detail = failed[-1].detail if failed else ""
+            found.append(ChannelDelivery(channel, recipients, sent, len(failed), works, None, detail))
+        return found
 
     async def alerts(self, recovery_id: UUID) -> Sequence[AlertRecord]:
         return [one for one in self.sent if one.recovery_id == recovery_id]
@@ -410,7 +436,10 @@ class RecordingMailer:
     broken: bool = False
     sent: list[tuple[tuple[str, ...], str, str]] = field(default_factory=list[tuple[tuple[str, ...], str, str]])
 
-    async def send(self, recipients: Sequence[str], subject: str, text: str) -> None:
+    html: list[str] = field(default_factory=list[str])
+
+    async def send(self, recipients: Sequence[str], subject: str, text: str, html: str = "") -> None:
         if self.broken:
             raise Unavailable("the mail server refused")
         self.sent.append((tuple(recipients), subject, text))
+        self.html.append(html)

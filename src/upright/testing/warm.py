@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from upright.adapters import platforms, runbook_files
 from upright.adapters.models import ModelLibrary
 from upright.adapters.runner.runner import PrefectRunner
+from upright.adapters.slack import SlackWebhooks
 from upright.adapters.store import Database, PostgresStore, upgrade
 from upright.bootstrap import process_name
 from upright.config import Settings
@@ -78,8 +79,9 @@ async def warm(
         book = runbook_files.load(project)
         scorer = Scorer(store, ModelLibrary(store, project / "models", book.priors), book.priors)
         dependencies = Dependencies(
-            store, dispatch, book, chosen, process_name("test"), platforms=platforms.load(project), scorer=scorer
-        )
+            store, dispatch, book, chosen, process_name("test"), platforms=platforms.load(project), scorer=scorer,
+            webhooks=SlackWebhooks(chosen.alert_hosts),
+        )  # fmt: skip
         runner = PrefectRunner(dependencies, project)
         async with runner.running():
             yield Warm(dependencies, runner, store)

@@ -11,11 +11,9 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
-from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
 from django.utils.module_loading import import_string
 
-from error_logging import conf, spool
+from error_logging import conf, recipients, spool
 
 MIDDLEWARE = (
     "error_logging.ai_recovery_middleware.AIErrorRecoveryMiddleware",
@@ -164,14 +162,11 @@ def check_executor(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> 
 
 def check_recipients(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> Iterable[CheckMessage]:
     read, _problems = conf.read()
-    given = [("ERROR_ALERT_RECIPIENTS", entry) for entry in read.alert_recipients]
-    given += [("ERROR_ESCALATION_RECIPIENTS", entry) for entry in read.escalation_recipients]
-    for severity, recipients in (read.alerts_by_severity or {}).items():
-        given += [(f"ALERTS_BY_SEVERITY['{severity}']", entry) for entry in recipients]
-    for setting, recipient in given:
-        if not _reachable(recipient):
+    for setting, recipient in recipients.of_settings(read):
+        if recipients.channel(recipient) == "unknown":
             yield Warning(
-                f"{setting}: {recipient!r} is neither an e-mail address nor an https:// webhook; it gets no alerts.",
+                f"{setting}: {recipients.shown(recipient)!r} is neither an e-mail address nor an https:// webhook; "
+                "it gets no alerts.",
                 hint="Write an address such as ops@example.com, or the whole URL of a webhook.",
                 id="upright.W005",
             )
@@ -202,17 +197,3 @@ def check_traffic(app_configs: Sequence[AppConfig] | None = None, **_: Any) -> I
                 hint="Use https:// for a service on another machine.",
                 id="upright.W008",
             )
-
-
-def _reachable(recipient: str) -> bool:
-    try:
-        parts = urlsplit(recipient)
-    except ValueError:
-        return False
-    if parts.scheme in ("http", "https"):
-        return bool(parts.hostname)
-    try:
-        validate_email(recipient)
-    except ValidationError:
-        return False
-    return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
-from django.core.mail import EmailMessage
+from django.core.mail import EmailMultiAlternatives
 
 MAX_RECIPIENTS = 50
 
@@ -18,4 +18,7 @@ def send(email: Mapping[str, Any]) -> int:
         raise ValueError(f"an alert has 1 to {MAX_RECIPIENTS} recipients, not {len(recipients)}")
     # A line break in a subject would let it add headers; Django refuses it, so it is taken out.
     subject = " ".join(str(email.get("subject") or "Upright").split())[:200]
-    return EmailMessage(subject, str(email.get("text") or ""), settings.DEFAULT_FROM_EMAIL, recipients).send()
+    message = EmailMultiAlternatives(subject, str(email.get("text") or ""), settings.DEFAULT_FROM_EMAIL, recipients)
+    if email.get("html"):
+        message.attach_alternative(str(email["html"]), "text/html")
+    return message.send()

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, get_args
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
@@ -42,7 +42,7 @@ MAX_BODY = 64 * 1024
 WAIT_S = 10.0
 """How long a test waits for a message before it fails."""
 
-Kind = Literal["error", "result", "recovery", "sync"]
+Kind = Literal["error", "result", "recovery", "sync", "alert_test"]
 Json = dict[str, Any]
 
 
@@ -222,7 +222,7 @@ class ScriptedService:
         """All genuine messages, syncs too, in their order."""
         self.rejected: list[str] = []
         """Why messages were not taken: signatures, sizes, malformed bodies."""
-        self._scripts: dict[Kind, deque[Scripted]] = {kind: deque() for kind in ("error", "result", "recovery", "sync")}
+        self._scripts: dict[Kind, deque[Scripted]] = {kind: deque() for kind in get_args(Kind)}
         self._always: Reply | None = None
         self._accepted: dict[str, Json] = {}
         self._reports: dict[str, Json] = {}
@@ -299,6 +299,10 @@ class ScriptedService:
 
     def on_sync(self, *replies: Scripted) -> None:
         self._scripts["sync"].extend(replies)
+
+    def on_alert_test(self, *replies: Scripted) -> None:
+        """Answers to the next tests of webhooks; without a script all of them work."""
+        self._scripts["alert_test"].extend(replies)
 
     def always(self, reply: Reply | None) -> None:
         """Answer everything so, health checks too; None ends it."""
@@ -396,6 +400,9 @@ class ScriptedService:
     def _unscripted(self, message: Received) -> Reply:
         if message.kind == "sync":
             return self._sync(message)
+        if message.kind == "alert_test":
+            sent = [{"channel": "slack", "status": "sent"} for _ in message.body["webhooks"]]
+            return Reply({"schema_version": 1, "results": sent})
         if message.kind != "result":
             return pending()
         evidence = message.result.get("evidence") or {}
@@ -580,5 +587,7 @@ def _kind(path: str) -> Kind | None:
             return "recovery"
         case ["v1", "sync"]:
             return "sync"
+        case ["v1", "alerts", "test"]:
+            return "alert_test"
         case _:
             return None

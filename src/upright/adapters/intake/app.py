@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 import upright
 from upright.adapters.bus import Bus
 from upright.adapters.intake import refusals
+from upright.adapters.intake.alerts import AlertTestRoute
 from upright.adapters.intake.approvals import ApprovalPage
 from upright.adapters.intake.errors import ErrorRoutes, Router
 from upright.adapters.intake.gate import Gate
@@ -20,14 +21,15 @@ from upright.adapters.intake.switch import SwitchRoute
 from upright.adapters.intake.sync import SyncRoute
 from upright.adapters.store import PostgresStore
 from upright.config import Settings
+from upright.domain.alert_test import AlertTestAnswer, AlertTestRequest
 from upright.domain.answer import Answer
 from upright.domain.directive import Results, SyncAnswer, SyncRequest
 from upright.domain.event import Event
 from upright.domain.switch import SwitchAnswer, SwitchRequest
-from upright.services.ports import Dispatch, Launcher
+from upright.services.ports import Dispatch, Launcher, Webhooks
 
 _REFERENCE = "#/components/schemas/{model}"
-_BODIES = (Event, Results, SyncRequest, SwitchRequest)
+_BODIES = (Event, Results, SyncRequest, SwitchRequest, AlertTestRequest)
 
 _ABOUT = """Errors of Django applications come in here, and answers, commands and desired state go out.
 
@@ -44,6 +46,7 @@ def create_app(
     launcher: Launcher,
     settings: Settings,
     readiness: Readiness,
+    webhooks: Webhooks | None = None,
 ) -> FastAPI:
     """The service's HTTP side. Opens nothing: store and bus are the caller's to open and close; `bus.drain()` lets the
     held requests go before the server stops. Raises ConfigurationError for secrets that are too short."""
@@ -67,6 +70,8 @@ def create_app(
     )
     SyncRoute(gate, store, bus).add_to(api, **_documented(SyncRequest, SyncAnswer, None, "sync"))
     SwitchRoute(gate, store).add_to(api, **_documented(SwitchRequest, SwitchAnswer, None, "switch"))
+    if webhooks is not None:
+        AlertTestRoute(gate, webhooks).add_to(api, **_documented(AlertTestRequest, AlertTestAnswer, None, "alerts"))
     ApprovalPage(store, settings).add_to(api)
     HealthRoutes(readiness).add_to(api)
     app.include_router(api)

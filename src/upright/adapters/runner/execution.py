@@ -82,6 +82,18 @@ async def waiting() -> AsyncGenerator[None]:
             execution.waiting = False
 
 
+@contextlib.asynccontextmanager
+async def aside() -> AsyncGenerator[None]:
+    """While the block runs, others may have the place of this run: its recovery has its verdict, or waits for people
+    to hear of it. Unlike a run that waits for an answer, it is let end when the service stops."""
+    execution = _current.get()
+    if execution is None or execution.step_out is None:
+        yield
+        return
+    async with execution.step_out():
+        yield
+
+
 async def execute(
     client: PrefectClient, flow: Flow[..., Any], flow_run: FlowRun, execution: Execution
 ) -> State[Any] | None:

@@ -345,8 +345,11 @@ alert = Table(
     _text("subject"),
     _text("status"),
     _text("detail", ""),
+    _text("about", ""),
+    Column("attempt", Integer, nullable=False, server_default=text("1")),
     _moment("recorded_at", default=True),
     Index("alert_recovery_id_idx", "recovery_id"),
+    Index("alert_recorded_at_idx", "recorded_at"),
 )
 
 audit = Table(
