@@ -226,6 +226,7 @@ async def test_the_openapi_page_describes_every_message(service: Service) -> Non
         "/v1/errors/{error_id}/recoveries",
         "/v1/sync",
         "/v1/switch",
+        "/v1/alerts/test",
         "/healthz",
         "/readyz",
     }

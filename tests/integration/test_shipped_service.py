@@ -114,5 +114,6 @@ def test_doctor_finds_nothing_wrong(upright_service: RunningService) -> None:
         "Prefect": "ok",
         "Platforms": "warning",
         "SMTP": "warning",
+        "Alerts": "ok",
         "Service": "ok",
     }
