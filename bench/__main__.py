@@ -13,13 +13,16 @@ from bench.figures import Figure, machine, table, write
 from bench.stack import running, socket_directory
 from upright.adapters.engines import EmbeddedPostgres
 
+PARTS = ("healthy", "error_path", "recovery", "storm")
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["healthy", "error_path", "recovery", "storm"], metavar="PART")
-    wanted = set(parser.parse_args().parts) or {"healthy", "error_path", "recovery", "storm"}
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these of: {', '.join(PARTS)}")
+    wanted = set(parser.parse_args().parts or PARTS)
+    if unknown := wanted - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     began = time.monotonic()
     figures: dict[str, Figure] = {}
     if "healthy" in wanted:
@@ -35,7 +38,7 @@ def main() -> int:
             if "storm" in wanted:
                 figures |= storm.measure(stack)
     print(f"\n{machine()}; {time.monotonic() - began:.0f} s\n\n{table(figures)}")
-    if wanted == {"healthy", "error_path", "recovery", "storm"}:
+    if wanted == set(PARTS):
         write(figures, RESULTS)
     return 0
 
