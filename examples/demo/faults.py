@@ -346,5 +346,6 @@ def _error_log(stage: Stage, error_id: str) -> list[dict[str, Any]]:
 
 
 def _text(mail: Any) -> str:
-    payload = mail.get_payload(decode=True)
-    return f"{mail['Subject']}\n{payload.decode(errors='replace') if payload else ''}"
+    """Subject and every part: the message has text and HTML."""
+    parts = [part.get_payload(decode=True) or b"" for part in mail.walk()]
+    return "\n".join([str(mail["Subject"]), *(part.decode(errors="replace") for part in parts)])
