@@ -81,6 +81,13 @@ class Fleet:
             return preferred
         return living[0].id
 
+    @property
+    def out_of_reach(self) -> str | None:
+        """Why the service's processes can't be acted on from here, or None if they can."""
+        if self.platform is None:
+            return "the service has no entry in platforms.yaml, so its processes can't be reached"
+        return self.platform.problem or None
+
     def active(self, strategy: str, target: str) -> Directive | None:
         return next((one for one in self.desired if one.strategy == strategy and one.target == target), None)
 

@@ -35,10 +35,8 @@ class ResourceScale(Strategy):
 
     def precondition(self, event: Event, fleet: Fleet, parameters: ResourceScaleParameters) -> str | None:
         platform = fleet.platform
-        if platform is None:
-            return "the service has no entry in platforms.yaml, so its processes can't be reached"
-        if platform.problem:
-            return platform.problem
+        if platform is None or fleet.out_of_reach:
+            return fleet.out_of_reach
         refusal = _not_allowed(fleet)
         if refusal:
             return refusal

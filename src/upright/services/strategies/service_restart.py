@@ -28,10 +28,8 @@ class ServiceRestart(Strategy):
 
     def precondition(self, event: Event, fleet: Fleet, parameters: ServiceRestartParameters) -> str | None:
         platform = fleet.platform
-        if platform is None:
-            return "the service has no entry in platforms.yaml, so its processes can't be reached"
-        if platform.problem:
-            return platform.problem
+        if platform is None or fleet.out_of_reach:
+            return fleet.out_of_reach
         if parameters.health_check and not platform.probed:
             return "it has no health_url in platforms.yaml, so that a restart that fails would go unnoticed"
         processes = [process for one in platform.replicas for process in one.processes]
